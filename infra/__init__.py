@@ -1,0 +1,1 @@
+"""What pipelines and training share: storage, the data contract, configuration and tracking."""

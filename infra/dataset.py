@@ -1,0 +1,286 @@
+"""The data contract: a dataset is a folder of tables split into the same shards, and readers trust commits only.
+
+    <table>/<shard>.<attempt>.parquet                 data files: attempt-unique names, never renamed, never overwritten
+    <table>/<shard>.<attempt>.outcomes.parquet        the rows of that shard that were rejected or failed, with the reason
+    commits/<table>/<version>/<shard>.<key>.json      created once; names the files, their hashes, the ledger and the inputs
+    commits/<table>/current/<n>.json                  created once; the n-th snapshot of the table, the last one is current
+    takedowns/<name>.json                             ids that must not leave the dataset any more
+
+docs/data.md describes the columns; tests/laws hold the laws.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import struct
+import uuid
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from functools import reduce
+from operator import add
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from infra.ledger import Ledger, Outcome
+from infra.storage import NotFound, StorageError, open_store, unique_name
+
+VOLATILE = frozenset({"retrieved_at", "elapsed_s"})  # columns that content digests leave out; docs/data.md marks them
+READERS = 16  # choice: commits are small objects, latency hides behind threads
+ROW_GROUP_ROWS = 64  # choice: readers that want some rows of an image shard do not pay for all of it
+
+
+class NoSuchTable(StorageError):
+    """The dataset has no published snapshot of this table."""
+
+
+class AlteredFile(StorageError):
+    """A data file is not what its commit says."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardRef:
+    """One committed shard of one version of a table."""
+
+    table: str
+    version: str
+    shard: str
+    key: str  # hash of the stage, its configuration and the digests of its inputs
+    path: str
+    rows: int
+    sha256: str  # of the data file's bytes
+    digest: str  # of the row values without volatile columns
+    outcomes_path: str | None
+    ledger: Ledger
+    inputs: dict[str, str]  # table -> digest of the shard that was read
+    attempt: str
+    stage_version: int
+    timings: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def commit_name(self) -> str:
+        """The key of the commit in the store."""
+        return commit_name(self.table, self.version, self.shard, self.key)
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> ShardRef:
+        """The inverse of `dataclasses.asdict`."""
+        return ShardRef(**{**data, "ledger": Ledger.from_json(data["ledger"])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """What a table is at one moment: a version and its shards, sorted by name."""
+
+    table: str
+    version: str
+    config: dict[str, Any]
+    shards: dict[str, ShardRef]
+
+    @property
+    def rows(self) -> int:
+        """Rows in all shards."""
+        return sum(ref.rows for ref in self.shards.values())
+
+    @property
+    def ledger(self) -> Ledger:
+        """The shards' ledgers, added."""
+        return reduce(add, (ref.ledger for ref in self.shards.values()), Ledger())
+
+    @property
+    def digest(self) -> str:
+        """One digest over the content of all shards: equal snapshots hold equal rows in equal order."""
+        return hash_config({shard: ref.digest for shard, ref in self.shards.items()})
+
+
+def commit_name(table: str, version: str, shard: str, key: str) -> str:
+    """Where the commit of one shard lives."""
+    return f"commits/{table}/{version}/{shard}.{key}.json"
+
+
+def hash_config(value: Any) -> str:
+    """A short stable hash (16 hex digits) of any JSON-able value; dictionaries are sorted by key."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
+
+
+def content_digest(table: pa.Table, volatile: frozenset[str] = VOLATILE) -> str:
+    """sha256 over the row values, column by column in the order of their names, volatile columns left out.
+
+    It does not depend on the file format, on compression, on chunks or on the order of the columns; it does depend on the order of rows.
+    """
+    total = hashlib.sha256()
+    for name in sorted(set(table.column_names) - volatile):
+        total.update(f"\n{name}:{table.schema.field(name).type}\n".encode())
+        for value in table.column(name):
+            _feed(total, value.as_py())
+    return total.hexdigest()
+
+
+def _feed(digest: Any, value: Any) -> None:
+    if isinstance(value, bytes):
+        digest.update(b"b%d:" % len(value) + value)
+    elif isinstance(value, float):
+        digest.update(b"f" + struct.pack("<d", value))
+    elif isinstance(value, list):
+        digest.update(b"l%d:" % len(value))
+        for item in value:
+            _feed(digest, item)
+    else:
+        text = repr(value).encode()
+        digest.update(b"v%d:" % len(text) + text)
+
+
+class Dataset:
+    """A folder of tables at any address that `open_store` takes."""
+
+    def __init__(self, url: str) -> None:
+        self.store = open_store(url)
+        self._verified: set[str] = set()
+
+    def __reduce__(self) -> tuple[type[Dataset], tuple[str]]:
+        return Dataset, (self.store.url,)
+
+    # reading
+
+    def tables(self) -> list[str]:
+        """Names of the tables that have at least one commit."""
+        return sorted({entry.key.split("/")[1] for entry in self.store.list("commits")})
+
+    def has(self, table: str) -> bool:
+        """Whether the table has a published snapshot."""
+        return bool(self._snapshot_names(table))
+
+    def snapshot(self, table: str, version: str | None = None) -> Snapshot:
+        """The current snapshot, or the latest one of a given version. Raises NoSuchTable."""
+        for name in reversed(self._snapshot_names(table)):
+            data = json.loads(self.store.read(name))
+            if version in (None, data["version"]):
+                shards = {shard: ShardRef.from_json(ref) for shard, ref in data["shards"].items()}
+                return Snapshot(table=table, version=data["version"], config=data["config"], shards=shards)
+        wanted = f"version {version} of table {table!r}" if version else f"table {table!r}"
+        found = ", ".join(self.tables()) or "no table at all"
+        raise NoSuchTable(f"{self.store.url} has no published {wanted}; found: {found}. Run the job that writes it first")
+
+    def versions(self, table: str) -> list[str]:
+        """Every version that was ever published, oldest first."""
+        published = [json.loads(self.store.read(name))["version"] for name in self._snapshot_names(table)]
+        return list(dict.fromkeys(published))
+
+    def read(self, ref: ShardRef, columns: list[str] | None = None) -> pa.Table:
+        """The rows of one committed shard. Raises AlteredFile if the file is not what the commit says."""
+        if ref.path not in self._verified:
+            data = self._read_committed(ref)
+            self._verified.add(ref.path)
+            return pq.read_table(io.BytesIO(data), columns=columns)
+        with self.store.open(ref.path) as file:
+            return pq.read_table(file, columns=columns)
+
+    def outcomes(self, ref: ShardRef) -> list[Outcome]:
+        """The rejected and failed rows of one committed shard."""
+        if ref.outcomes_path is None:
+            return []
+        rows = pq.read_table(io.BytesIO(self.store.read(ref.outcomes_path))).to_pylist()
+        return [Outcome(**row) for row in rows]
+
+    def committed(self, table: str, version: str) -> dict[tuple[str, str], str]:
+        """(shard, key) -> name of the commit, for every commit of a version."""
+        entries = self.store.list(f"commits/{table}/{version}")
+        names = (entry.key for entry in entries if entry.key.endswith(".json"))
+        return {_shard_and_key(name): name for name in names}
+
+    def load_commits(self, names: Iterable[str]) -> list[ShardRef]:
+        """Read commits, many at a time, in the order given."""
+        with ThreadPoolExecutor(READERS) as pool:
+            return [ShardRef.from_json(json.loads(data)) for data in pool.map(self.store.read, names)]
+
+    # writing
+
+    def commit(self, *, table: str, version: str, shard: str, key: str, data: pa.Table, outcomes: list[Outcome], ledger: Ledger,
+               inputs: dict[str, str], stage_version: int, timings: dict[str, float] | None = None) -> ShardRef:
+        """Write a shard and commit it, once.
+
+        Returns the commit that stands: ours, or that of another writer who was first with the same key; then our files are removed.
+        """
+        ledger.check()
+        encoded = _encode(data)
+        path = unique_name(f"{table}/{shard}", ".parquet")
+        self.store.put(path, encoded)
+        outcomes_path = self._put_outcomes(path, outcomes)
+        ref = ShardRef(table=table, version=version, shard=shard, key=key, path=path, rows=data.num_rows,
+                       sha256=hashlib.sha256(encoded).hexdigest(), digest=content_digest(data), outcomes_path=outcomes_path,
+                       ledger=ledger, inputs=inputs, attempt=uuid.uuid4().hex, stage_version=stage_version, timings=timings or {})
+        if self.store.create(ref.commit_name, _to_json(asdict(ref))):
+            return ref
+        for ours in filter(None, (path, outcomes_path)):
+            self.store.delete(ours)
+        return self.load_commits([ref.commit_name])[0]
+
+    def publish(self, table: str, version: str, refs: Iterable[ShardRef], config: dict[str, Any]) -> Snapshot:
+        """Make these shards the current snapshot of the table; does nothing if they are already."""
+        shards = {ref.shard: ref for ref in sorted(refs, key=lambda ref: ref.shard)}
+        snapshot = Snapshot(table=table, version=version, config=config, shards=shards)
+        data = _to_json({"version": version, "config": config, "attempt": uuid.uuid4().hex,
+                         "shards": {shard: asdict(ref) for shard, ref in shards.items()}})
+        while True:
+            names = self._snapshot_names(table)
+            if names and self.snapshot(table) == snapshot:
+                return snapshot
+            number = int(names[-1].rsplit("/", 1)[1].removesuffix(".json")) + 1 if names else 0
+            if self.store.create(f"commits/{table}/current/{number:08d}.json", data):
+                return snapshot
+
+    # takedown
+
+    def takedowns(self) -> frozenset[str]:
+        """Image ids and source ids that must not leave the dataset."""
+        lists = (json.loads(self.store.read(entry.key))["ids"] for entry in self.store.list("takedowns"))
+        return frozenset(one for ids in lists for one in ids)
+
+    def add_takedown(self, ids: Iterable[str], why: str) -> None:
+        """Exclude ids from every later selection, export and training batch; `gc` removes their bytes."""
+        self.store.put(unique_name("takedowns/list", ".json"), _to_json({"ids": sorted(ids), "why": why}))
+
+    # inside
+
+    def _snapshot_names(self, table: str) -> list[str]:
+        return [entry.key for entry in self.store.list(f"commits/{table}/current")]
+
+    def _read_committed(self, ref: ShardRef) -> bytes:
+        remedy = f"restore it from a copy, or delete {ref.commit_name} and run the job that writes {ref.table!r} again"
+        try:
+            data = self.store.read(ref.path)
+        except NotFound as error:
+            raise AlteredFile(f"{self.store.url}/{ref.path} is missing, but a commit names it: {remedy}") from error
+        found = hashlib.sha256(data).hexdigest()
+        if found != ref.sha256:
+            raise AlteredFile(f"{self.store.url}/{ref.path} was altered after its commit: sha256 {found[:16]}… found, "
+                              f"{ref.sha256[:16]}… expected; {remedy}")
+        return data
+
+    def _put_outcomes(self, path: str, outcomes: list[Outcome]) -> str | None:
+        if not outcomes:
+            return None
+        name = path.removesuffix(".parquet") + ".outcomes.parquet"
+        self.store.put(name, _encode(pa.Table.from_pylist([asdict(outcome) for outcome in outcomes])))
+        return name
+
+
+def _encode(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    binary = [f.name for f in table.schema if pa.types.is_binary(f.type)]  # encoded images do not compress again
+    compression = {name: "none" if name in binary else "zstd" for name in table.column_names}
+    pq.write_table(table, sink, compression=compression, row_group_size=ROW_GROUP_ROWS)
+    return sink.getvalue()
+
+
+def _to_json(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, indent=1).encode()
+
+
+def _shard_and_key(name: str) -> tuple[str, str]:
+    shard, key = name.rsplit("/", 1)[1].removesuffix(".json").rsplit(".", 1)
+    return shard, key

@@ -1,0 +1,1 @@
+"""Jobs of the project; see README.md for the map."""
