@@ -1,0 +1,133 @@
+"""A job: plan the pending shards of a stage, run them, keep the ledger, publish the snapshot."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from infra.config import RunOptions
+from infra.dataset import Dataset, ShardRef, Snapshot
+from infra.ledger import Ledger
+from infra.storage import StorageError
+from infra.tracking import open_tracker
+from pipelines.runtime.plan import Params, ShardTask, plan_tasks, split_done
+from pipelines.runtime.cluster import WorkerOptions, run_tasks
+from pipelines.runtime.stage import Stage, result_config, version_of
+
+SHOW_EVERY_S = 2.0  # choice: progress on anything over five seconds
+
+
+def run_stage(stage: Stage, *, source: Dataset, inputs: dict[str, Snapshot], output: Dataset, options: RunOptions,
+              workers: WorkerOptions, params_for_shard: Callable[[str], Params] | None = None) -> Snapshot | None:
+    """Bring a stage's table up to date with its inputs (the first is the primary table) and publish it.
+
+    Shards that are committed under the same key are not done again. Returns the snapshot, or None for a dry run.
+    Raises StorageError when storage refused; what was committed until then stays.
+    """
+    source.store.check()
+    output.store.check()
+    tasks = plan_tasks(stage, inputs, params_for_shard)
+    done, pending = split_done(output, stage, tasks)
+    rows_pending = sum(next(iter(task.inputs.values())).rows for task in pending)
+    print(f"{stage.name}: table {stage.table!r} version {version_of(stage)}: {len(tasks)} shards, {len(done)} done, "
+          f"{len(pending)} pending ({rows_pending} rows)", flush=True)
+    if options.dry_run:
+        return None
+    refs = {ref.shard: ref for ref in output.load_commits(done.values())}
+    progress = Progress(name=stage.name, shards=len(pending))
+    if pending:
+        refs.update(_run_pending(stage, source, output, pending, workers, progress))
+    snapshot = output.publish(stage.table, version_of(stage), refs.values(), result_config(stage))
+    _finish(stage, snapshot, progress, options, tasks)
+    return snapshot
+
+
+def _run_pending(stage: Stage, source: Dataset, output: Dataset, pending: list[ShardTask], workers: WorkerOptions,
+                 progress: Progress) -> dict[str, ShardRef]:
+    refs: dict[str, ShardRef] = {}
+    for report in run_tasks(stage, source, output, pending, workers):
+        if report.ref is None:
+            raise StorageError(f"{stage.name}: shard {report.shard}: {report.error}")
+        refs[report.shard] = report.ref
+        progress.add(report.ref, report.elapsed_s)
+    missing = sorted({task.shard for task in pending} - set(refs))
+    if missing:
+        raise StorageError(f"{stage.name}: {len(missing)} shards came back without a report ({', '.join(missing[:3])} …): "
+                           "run the same command again; it continues")
+    return refs
+
+
+def _finish(stage: Stage, snapshot: Snapshot, progress: Progress, options: RunOptions, tasks: list[ShardTask]) -> None:
+    ledger = snapshot.ledger
+    ledger.check()
+    asked = sum(next(iter(task.inputs.values())).rows for task in tasks)
+    if asked != ledger.total:
+        raise ValueError(f"{stage.name}: {asked} rows went in, the ledger counts {ledger.total}: rows vanished")
+    print(f"{stage.name}: {describe(ledger)}; {progress.throughput()}", flush=True)
+    if progress.shards:
+        tracker = open_tracker(options.tracking, experiment="pipelines", run_name=stage.name)
+        tracker.config({"stage": stage.name, "version": snapshot.version, **result_config(stage)})
+        tracker.metrics(metrics(ledger, progress), step=0)
+        tracker.close()
+
+
+def describe(ledger: Ledger) -> str:
+    """The ledger as one line of words."""
+    parts = [f"{ledger.total} in = {ledger.accepted} accepted + {sum(ledger.rejected.values())} rejected + {sum(ledger.failed.values())} failed"]
+    reasons = {**ledger.rejected, **ledger.failed}
+    if reasons:
+        parts.append("(" + ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items(), key=lambda r: -r[1])) + ")")
+    return " ".join(parts)
+
+
+def metrics(ledger: Ledger, progress: Progress) -> dict[str, float]:
+    """The numbers of a job that MLflow compares."""
+    counts: dict[str, float] = {"rows/total": ledger.total, "rows/accepted": ledger.accepted}
+    counts |= {f"rejected/{reason}": count for reason, count in ledger.rejected.items()}
+    counts |= {f"failed/{reason}": count for reason, count in ledger.failed.items()}
+    return counts | {"elapsed_s": progress.elapsed_s, "rows_per_s": progress.rows_per_s}
+
+
+@dataclass
+class Progress:
+    """What a person sees while a job runs: shards, rows, rate, time left, rejects by reason."""
+
+    name: str
+    shards: int
+    shards_done: int = 0
+    rows: int = 0
+    worker_s: float = 0.0
+    ledger: Ledger = field(default_factory=Ledger)
+    started: float = field(default_factory=time.monotonic)
+    shown: float = 0.0
+
+    def add(self, ref: ShardRef, elapsed_s: float) -> None:
+        """Count a shard that ended, and show where the job stands."""
+        self.shards_done += 1
+        self.rows += ref.ledger.total
+        self.worker_s += elapsed_s
+        self.ledger = self.ledger + ref.ledger
+        if time.monotonic() - self.shown > SHOW_EVERY_S or self.shards_done == self.shards:
+            self.shown = time.monotonic()
+            left_s = self.elapsed_s / self.shards_done * (self.shards - self.shards_done)
+            print(f"{self.name}: {self.shards_done}/{self.shards} shards, {self.rows} rows, {self.rows_per_s:.1f} rows/s, "
+                  f"{left_s:.0f} s left; {describe(self.ledger)}", file=sys.stderr, flush=True)
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the job began."""
+        return time.monotonic() - self.started
+
+    @property
+    def rows_per_s(self) -> float:
+        """Rows that went in, per second of the job."""
+        return self.rows / max(self.elapsed_s, 1e-9)
+
+    def throughput(self) -> str:
+        """The job's cost in a few words."""
+        if not self.rows:
+            return "nothing was pending"
+        return (f"{self.rows} rows in {self.elapsed_s:.1f} s ({self.rows_per_s:.1f} rows/s; "
+                f"{1000 * self.worker_s / self.rows:.1f} worker-seconds per thousand)")

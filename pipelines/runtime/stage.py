@@ -1,0 +1,60 @@
+"""What a stage is: pure, row-separable work on one shard. A stage has never heard of Ray, storage or commits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from infra.config import to_dict
+from infra.dataset import hash_config
+from infra.ledger import Outcome
+
+
+@dataclass(frozen=True)
+class Result:
+    """Rows that a stage made, and what became of the rows that it did not accept."""
+
+    table: pa.Table
+    outcomes: list[Outcome] = field(default_factory=list)
+
+
+class Stage(Protocol):
+    """One kind of work. Implementations are frozen dataclasses: their fields are the configuration, and they travel to workers.
+
+    A field whose metadata says `{"result": False}` (a batch size, a device) does not change what comes out, so that
+    another value of it does not make committed shards stale.
+    """
+
+    @property
+    def name(self) -> str: ...  # of the stage, stable over versions
+    @property
+    def version(self) -> int: ...  # raise it when the code gives other rows for the same input
+    @property
+    def table(self) -> str: ...  # the table that it writes
+    @property
+    def row_id(self) -> str: ...  # the column of the primary table that names a row in outcomes
+    @property
+    def keeps_rejected(self) -> bool: ...  # rejected rows stand in the table too (selections)
+
+    def setup(self) -> None:
+        """Once per worker, before the first row: load models."""
+
+    def process(self, rows: dict[str, pa.Table], params: dict[str, Any]) -> Result:
+        """Work on some rows of the primary table (any slice of the shard); the other tables come whole.
+
+        Pure: the same rows and params give the same result. An exception fails the row that raised it, no other.
+        """
+        ...
+
+
+def result_config(stage: Stage) -> dict[str, Any]:
+    """The part of a stage's configuration that decides what comes out."""
+    neutral = {f.name for f in fields(stage) if not f.metadata.get("result", True)}  # type: ignore[arg-type]
+    return {name: value for name, value in to_dict(stage).items() if name not in neutral}
+
+
+def version_of(stage: Stage) -> str:
+    """The version of the stage's table under this configuration."""
+    return hash_config([stage.name, stage.version, result_config(stage)])

@@ -1,0 +1,128 @@
+"""Work on one shard: read, process, write, commit. The ten lines around the mathematics, tested without Ray.
+
+A row that raises is failed alone. A row that kills its process (a decoder that crashes, memory that runs out) is found by
+bisection: before rows are touched a small marker is written, and afterwards it is removed. Markers that are still there when a
+shard is tried again show which rows were in hand when a worker died; rows that twice took a worker down are halved, until one is
+left, and that row is failed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from infra.dataset import Dataset, ShardRef
+from infra.ledger import Ledger, Outcome
+from infra.storage import StorageError, Store, unique_name
+from pipelines.runtime.plan import ShardTask
+from pipelines.runtime.stage import Result, Stage, version_of
+
+DEATHS = 2  # choice: once may be the machine's fault, twice is taken for the rows'
+MESSAGE_CHARS = 500  # choice: enough of an error's text to act on
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardReport:
+    """What a worker says of one shard: the commit that stands, or why there is none."""
+
+    shard: str
+    ref: ShardRef | None
+    error: str | None = None
+    elapsed_s: float = 0.0
+
+
+@dataclass
+class ShardWorker:
+    """Holds a stage that was set up, and does shards with it."""
+
+    stage: Stage
+    source: Dataset
+    output: Dataset
+    version: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.version = version_of(self.stage)
+        self.stage.setup()
+
+    def run(self, task: ShardTask) -> ShardReport:
+        """Do one shard. Storage that refuses is reported, not raised: it is the driver's to stop the job."""
+        start = time.monotonic()
+        try:
+            ref = self._run(task)
+        except StorageError as error:
+            return ShardReport(shard=task.shard, ref=None, error=str(error))
+        return ShardReport(shard=task.shard, ref=ref, elapsed_s=time.monotonic() - start)
+
+    def _run(self, task: ShardTask) -> ShardRef:
+        start = time.monotonic()
+        rows = {table: self.source.read(ref) for table, ref in task.inputs.items()}
+        read_s = time.monotonic() - start
+        primary = next(iter(rows))
+        attempt = _Attempt(self.stage, rows, primary, task, self.output.store)
+        result = attempt.all_rows()
+        total = rows[primary].num_rows
+        ledger = Ledger.of(total, total - len(result.outcomes), result.outcomes)
+        _check(self.stage, result, ledger)
+        elapsed_s = time.monotonic() - start
+        ref = self.output.commit(
+            table=self.stage.table, version=self.version, shard=task.shard, key=task.key, data=result.table, outcomes=result.outcomes,
+            ledger=ledger, inputs={table: ref.digest for table, ref in task.inputs.items()}, stage_version=self.stage.version,
+            timings={"read_s": read_s, "total_s": elapsed_s})
+        attempt.clear()
+        return ref
+
+
+def _check(stage: Stage, result: Result, ledger: Ledger) -> None:
+    expected = ledger.accepted + (sum(ledger.rejected.values()) if stage.keeps_rejected else 0)
+    if result.table.num_rows != expected:
+        raise AssertionError(f"stage {stage.name!r} returned {result.table.num_rows} rows, its ledger says {expected}: a row vanished")
+
+
+class _Attempt:
+    """One attempt at a shard, with the markers of earlier ones."""
+
+    def __init__(self, stage: Stage, rows: dict[str, pa.Table], primary: str, task: ShardTask, store: Store) -> None:
+        self.stage, self.rows, self.primary, self.params = stage, rows, primary, task.params
+        self.store = store
+        self.folder = f"attempts/{stage.table}/{task.shard}.{task.key}"
+        self.deaths = Counter(entry.key.rsplit("/", 1)[1].split(".")[0] for entry in store.list(self.folder))
+
+    def all_rows(self) -> Result:
+        return self._span(0, self.rows[self.primary].num_rows)
+
+    def clear(self) -> None:
+        for entry in list(self.store.list(self.folder)):
+            self.store.delete(entry.key)
+
+    def _span(self, low: int, high: int) -> Result:
+        span = f"{low}-{high}"
+        if self.deaths[span] >= DEATHS:
+            if high - low == 1:
+                return self._failed(low, "WorkerDied", f"took its worker process down {self.deaths[span]} times")
+            return self._halves(low, high)
+        marker = unique_name(f"{self.folder}/{span}", ".json")
+        self.store.put(marker, b"{}")
+        try:
+            result = self.stage.process({**self.rows, self.primary: self.rows[self.primary].slice(low, high - low)}, self.params)
+        except Exception as error:  # the one broad except of the tree: whatever a row does, it fails alone
+            self.store.delete(marker)
+            if high - low <= 1:
+                return self._failed(low, type(error).__name__, str(error)[:MESSAGE_CHARS])
+            return self._halves(low, high)
+        self.store.delete(marker)
+        return result
+
+    def _halves(self, low: int, high: int) -> Result:
+        middle = (low + high) // 2
+        left, right = self._span(low, middle), self._span(middle, high)
+        return Result(pa.concat_tables([left.table, right.table]), left.outcomes + right.outcomes)
+
+    def _failed(self, row: int, reason: str, detail: str) -> Result:
+        row_id: Any = self.rows[self.primary].column(self.stage.row_id)[row].as_py()
+        nothing = {**self.rows, self.primary: self.rows[self.primary].slice(0, 0)}
+        empty = self.stage.process(nothing, self.params).table  # no rows in, no rows out: the table's schema
+        return Result(empty, [Outcome(str(row_id), "failed", reason, detail)])
