@@ -82,13 +82,12 @@ def run_tasks(stage: Stage, source: Dataset, output: Dataset, tasks: list[ShardT
     """Do the tasks on a pool of actors; reports come as shards end, in any order. A lost actor costs its shard, which is done again."""
     import ray.data
 
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     pool = ray.data.ActorPoolStrategy(min_size=min(options.workers, len(tasks)) or 1, max_size=options.workers or len(tasks))
-    items = ray.data.from_items([{"task": task_to_json(task)} for task in tasks], override_num_blocks=len(tasks))
-    done = items.map(ShardActor, fn_constructor_args=(stage, source.store.url, output.store.url), compute=pool,
-                     num_cpus=options.cpus, num_gpus=options.gpus)
-    with connection():
+    with connection():  # before the first use of ray.data, which would start a cluster of its own
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        items = ray.data.from_items([{"task": task_to_json(task)} for task in tasks], override_num_blocks=len(tasks))
+        done = items.map(ShardActor, fn_constructor_args=(stage, source.store.url, output.store.url), compute=pool,
+                         num_cpus=options.cpus, num_gpus=options.gpus)
         for row in done.iter_rows():
             yield _report_from_json(row["report"])
