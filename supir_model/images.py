@@ -1,0 +1,326 @@
+"""Bytes to pixels and back: the one decoder that everyone uses, and the only conversions of range and layout.
+
+Shapes: H height, W width, C = 3 channels (R, G, B), B batch. Three forms of an image exist in this project: `rgb_HWC`
+uint8 0..255 (numpy, sRGB, upright), `x_unit_BCHW` float in [0, 1] (torch) and `x_BCHW` float in [-1, 1] (torch, what the
+networks see).
+torch is imported only by the functions that return tensors.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, ImageCms, UnidentifiedImageError
+
+if TYPE_CHECKING:
+    import torch
+
+MAX_PIXELS = 80_000_000  # choice: below the 89 M at which Pillow warns; 240 MB of RGB
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
+PNG_LEVEL = 4  # choice: a third of level 9's time for 3 % more bytes
+NO_PROFILE = ""  # colour_profile of a file that carries none: sRGB is assumed
+BROKEN_PROFILE = "unreadable"
+
+ORIENTATION_TAG = 0x0112
+UPRIGHT = {  # EXIF orientation -> what turns the stored picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+MAGIC = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
+FOREIGN = {b"GIF8": "GIF", b"%PDF": "PDF", b"8BPS": "PSD", b"\xff\x0a": "JPEG XL", b"\0\0\0\x0cJXL ": "JPEG XL"}
+# what Pillow raises for hostile bytes, as found by mutating files (tests/unit/supir_model/test_images.py)
+PILLOW_ERRORS = (OSError, SyntaxError, ValueError, EOFError, TypeError, KeyError, IndexError, AttributeError,
+                 OverflowError, ZeroDivisionError, struct.error, zlib.error)  # fmt: skip
+
+
+class ImageError(ValueError):
+    """An image that cannot be used. `code` is short and fit for a ledger:
+    empty, not_an_image, unsupported_format, too_many_pixels, animated, truncated, damaged."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+    def __reduce__(self) -> tuple[type[ImageError], tuple[str, str]]:
+        return ImageError, (self.code, str(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageInfo:
+    """What the header says. `width` and `height` in pixels as stored, before `orientation` (EXIF 1..8) is applied."""
+
+    format: str
+    width: int
+    height: int
+    orientation: int
+    colour_profile: str  # description of the ICC profile, NO_PROFILE or BROKEN_PROFILE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoded:
+    """`rgb_HWC`: uint8, sRGB, upright, contiguous."""
+
+    rgb_HWC: np.ndarray
+    info: ImageInfo
+
+
+# ---------------------------------------------------------------- bytes -> pixels
+
+
+def sniff(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageInfo:
+    """Reads the header alone: no pixel is decoded. Raises ImageError."""
+    return _open(data, max_pixels)[1]
+
+
+def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Decoded:
+    """Encoded bytes, hostile ones too, to an upright sRGB picture. Raises ImageError; the cap holds before decoding.
+
+    Alpha is composited on white (choice: what a viewer of a web page sees). Grey becomes three equal channels, 16 bits
+    become 8, CMYK without a profile takes Pillow's plain conversion. An unreadable ICC profile is ignored, as browsers do.
+    """
+    image, info = _open(data, max_pixels)
+    try:
+        image.load()
+        rgb = _to_srgb(image)
+    except PILLOW_ERRORS as error:
+        code = "truncated" if "truncated" in str(error).lower() else "damaged"
+        message = f"the {info.format} header is good, its pixels are not ({error}): fetch it again"
+        raise ImageError(code, message) from error
+    if info.format != "TIFF" and info.orientation in UPRIGHT:  # Pillow turns TIFFs by itself
+        rgb = rgb.transpose(UPRIGHT[info.orientation])
+    return Decoded(rgb_HWC=np.array(rgb, dtype=np.uint8, order="C"), info=info)
+
+
+def _open(data: bytes, max_pixels: int) -> tuple[Image.Image, ImageInfo]:
+    if len(data) == 0:
+        raise ImageError("empty", "the file has no bytes")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        info = _read_info(image)
+        several = _has_several_frames(image)
+    except Image.DecompressionBombError as error:
+        raise ImageError("too_many_pixels", f"{error} (the cap is {max_pixels:,})") from error
+    except PILLOW_ERRORS as error:
+        raise _unreadable(data, error) from error
+    if info.width * info.height > max_pixels:
+        found = f"{info.width} x {info.height} = {info.width * info.height:,} pixels"
+        raise ImageError("too_many_pixels", f"{found}, the cap is {max_pixels:,}: raise max_pixels, or shrink it first")
+    if several:
+        raise ImageError("animated", f"a {info.format} with several frames or pages: only single pictures are taken")
+    return image, info
+
+
+def _unreadable(data: bytes, error: Exception) -> ImageError:
+    """Why Pillow could not open it: another format, our format broken in the header, or no image at all."""
+    foreign = next((name for magic, name in FOREIGN.items() if data.startswith(magic)), None)
+    if data[4:8] == b"ftyp":
+        foreign = "AVIF, HEIC or MP4"
+    if foreign:
+        return ImageError("unsupported_format", f"{foreign}: convert it to one of {', '.join(FORMATS)}")
+    ours = next((name for magic, name in MAGIC.items() if data.startswith(magic)), None)
+    ours = "WEBP" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else ours
+    if ours and not isinstance(error, UnidentifiedImageError) and "truncated" not in str(error).lower():
+        return ImageError("damaged", f"starts as {ours}, but its header cannot be read ({error}): fetch it again")
+    if ours:
+        return ImageError("truncated", f"starts as {ours}, but its header is cut ({len(data)} bytes): fetch it again")
+    return ImageError("not_an_image", f"first bytes {data[:8]!r} belong to none of {', '.join(FORMATS)}")
+
+
+def _read_info(image: Image.Image) -> ImageInfo:
+    width, height = image.size
+    if image.format == "TIFF":  # Pillow's size is the upright one here
+        width, height = (int(image.tag_v2[tag]) for tag in (256, 257))  # type: ignore[attr-defined]
+    return ImageInfo(
+        format="JPEG" if image.format == "MPO" else str(image.format),  # MPO: a phone's JPEG, more pictures behind it
+        width=width,
+        height=height,
+        orientation=_orientation(image),
+        colour_profile=_profile_name(image),
+    )
+
+
+def _has_several_frames(image: Image.Image) -> bool:
+    return image.format != "MPO" and bool(getattr(image, "is_animated", False))
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        # the base class's method: PngImageFile's own decodes all pixels to look for a late EXIF chunk
+        value = Image.Image.getexif(image).get(ORIENTATION_TAG, 1)
+    except PILLOW_ERRORS:
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _profile(image: Image.Image) -> ImageCms.ImageCmsProfile | None:
+    try:
+        return ImageCms.ImageCmsProfile(io.BytesIO(image.info["icc_profile"]))
+    except (KeyError, ImageCms.PyCMSError, *PILLOW_ERRORS):
+        return None
+
+
+def _profile_name(image: Image.Image) -> str:
+    if not image.info.get("icc_profile"):
+        return NO_PROFILE
+    profile = _profile(image)
+    try:
+        return ImageCms.getProfileDescription(profile).strip() if profile else BROKEN_PROFILE
+    except (ImageCms.PyCMSError, *PILLOW_ERRORS):
+        return BROKEN_PROFILE
+
+
+def _to_srgb(image: Image.Image) -> Image.Image:
+    """Any mode that Pillow reads from our formats to RGB, alpha composited, profile applied."""
+    image = _to_eight_bits(image)
+    alpha = None
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        image, alpha = rgba.convert("RGB"), rgba.getchannel("A")
+        image.info["icc_profile"] = rgba.info.get("icc_profile")
+    elif image.mode in ("P", "1", "YCbCr"):
+        image = image.convert("L" if image.mode == "1" else "RGB")
+    if image.mode not in ("L", "RGB", "CMYK"):
+        raise ValueError(f"pixels of mode {image.mode} have no defined way to RGB: convert the file to 8-bit RGB")
+    rgb = _apply_profile(image)
+    if alpha is None:
+        return rgb
+    white = Image.new("RGB", rgb.size, "white")
+    white.paste(rgb, mask=alpha)
+    return white
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        grey_HW = np.asarray(image).astype(np.float32) / 257.0  # 65535 / 255
+        eight = Image.fromarray(np.rint(grey_HW).clip(0, 255).astype(np.uint8))
+        eight.info["icc_profile"] = image.info.get("icc_profile")
+        return eight
+    return image
+
+
+def _apply_profile(image: Image.Image) -> Image.Image:
+    profile = _profile(image) if image.info.get("icc_profile") else None
+    space = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}[image.mode]
+    if profile is None or profile.profile.xcolor_space.strip() != space or "sRGB" in _profile_name(image):
+        return image.convert("RGB")
+    try:  # choice: relative colorimetric with black point compensation, as browsers do
+        intent, flags = ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINTCOMPENSATION
+        srgb = ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(image, profile, srgb, intent, outputMode="RGB", flags=flags)
+    except ImageCms.PyCMSError:
+        return image.convert("RGB")
+    assert converted is not None, "profileToProfile returns an image unless asked to work in place"
+    return converted
+
+
+# ---------------------------------------------------------------- pixels -> bytes
+
+
+def encode_png(rgb_HWC: np.ndarray) -> bytes:
+    """Lossless; the same pixels and Pillow give the same bytes."""
+    out = io.BytesIO()
+    Image.fromarray(_checked(rgb_HWC)).save(out, "PNG", compress_level=PNG_LEVEL)
+    return out.getvalue()
+
+
+def encode_jpeg(rgb_HWC: np.ndarray, *, quality: int, subsampling: int = 2) -> bytes:
+    """For thumbnails and reports; `subsampling` 2 is 4:2:0 (the encoders' default), 0 is 4:4:4."""
+    out = io.BytesIO()
+    Image.fromarray(_checked(rgb_HWC)).save(out, "JPEG", quality=quality, subsampling=subsampling)
+    return out.getvalue()
+
+
+def _checked(rgb_HWC: np.ndarray) -> np.ndarray:
+    if rgb_HWC.dtype != np.uint8 or rgb_HWC.ndim != 3 or rgb_HWC.shape[2] != 3:
+        raise ValueError(f"expected uint8 of shape (H, W, 3), found {rgb_HWC.dtype} of shape {rgb_HWC.shape}")
+    return np.ascontiguousarray(rgb_HWC)
+
+
+# ---------------------------------------------------------------- size
+
+
+def resize(rgb_HWC: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Bicubic with antialiasing (Pillow widens the filter when shrinking)."""
+    if rgb_HWC.shape[:2] == (height, width):
+        return rgb_HWC
+    return np.array(Image.fromarray(_checked(rgb_HWC)).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def resize_short_side(rgb_HWC: np.ndarray, short_side_px: int) -> np.ndarray:
+    """The shorter side becomes `short_side_px`, the aspect is kept to the nearest pixel."""
+    height, width = rgb_HWC.shape[:2]
+    scale = short_side_px / min(height, width)
+    return resize(rgb_HWC, max(short_side_px, round(height * scale)), max(short_side_px, round(width * scale)))
+
+
+def crop(rgb_HWC: np.ndarray, size_px: int, *, u_y: float = 0.5, u_x: float = 0.5) -> np.ndarray:
+    """A square; `u_y`, `u_x` in [0, 1] place it between the first and the last offset (0.5: the centre)."""
+    height, width = rgb_HWC.shape[:2]
+    if min(height, width) < size_px:
+        raise ValueError(f"a crop of {size_px} px from {height} x {width}: resize_short_side({size_px}) first")
+    top, left = round(u_y * (height - size_px)), round(u_x * (width - size_px))
+    return np.ascontiguousarray(rgb_HWC[top : top + size_px, left : left + size_px])
+
+
+def resize_BCHW(x_BCHW: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Bicubic with antialiasing on tensors; any range, not clamped."""
+    from torch.nn.functional import interpolate
+
+    if tuple(x_BCHW.shape[-2:]) == (height, width):
+        return x_BCHW
+    return interpolate(x_BCHW, size=(height, width), mode="bicubic", antialias=True)
+
+
+# ---------------------------------------------------------------- range and layout
+
+
+def rgb_to_unit(pictures: np.ndarray | Sequence[np.ndarray]) -> torch.Tensor:
+    """uint8 HWC (one, or several of one size) or BHWC -> float32 BCHW in [0, 1]."""
+    import torch
+
+    one = isinstance(pictures, np.ndarray) and pictures.ndim == 3
+    rgb_BHWC = np.asarray([pictures] if one else pictures)
+    if rgb_BHWC.dtype != np.uint8 or rgb_BHWC.shape[-1] != 3:
+        raise ValueError(f"expected uint8 of shape (..., H, W, 3), found {rgb_BHWC.dtype} of shape {rgb_BHWC.shape}")
+    x_BHWC = torch.from_numpy(np.array(rgb_BHWC, order="C")).to(torch.float32)
+    return x_BHWC.div_(255.0).permute(0, 3, 1, 2).contiguous()
+
+
+def unit_to_rgb(x_unit_BCHW: torch.Tensor) -> np.ndarray:
+    """float BCHW in [0, 1] -> uint8 BHWC, clamped and rounded to the nearest."""
+    import torch
+
+    x_BHWC = x_unit_BCHW.detach().to("cpu", torch.float32).permute(0, 2, 3, 1)
+    rgb_BHWC: np.ndarray[Any, Any] = x_BHWC.mul(255.0).round().clamp(0, 255).to(torch.uint8).contiguous().numpy()
+    return rgb_BHWC
+
+
+def unit_to_model(x_unit_BCHW: torch.Tensor) -> torch.Tensor:
+    """[0, 1] -> [-1, 1]."""
+    return x_unit_BCHW * 2.0 - 1.0
+
+
+def model_to_unit(x_BCHW: torch.Tensor) -> torch.Tensor:
+    """[-1, 1] -> [0, 1], clamped: what leaves a network may lie outside."""
+    return ((x_BCHW + 1.0) * 0.5).clamp(0.0, 1.0)
+
+
+def rgb_to_model(pictures: np.ndarray | Sequence[np.ndarray]) -> torch.Tensor:
+    """uint8 HWC, several of them, or BHWC -> float32 BCHW in [-1, 1]."""
+    return unit_to_model(rgb_to_unit(pictures))
+
+
+def model_to_rgb(x_BCHW: torch.Tensor) -> np.ndarray:
+    """float BCHW in [-1, 1] -> uint8 BHWC."""
+    return unit_to_rgb(model_to_unit(x_BCHW))
