@@ -1,0 +1,78 @@
+#!/usr/bin/env python3
+"""Take photographs from a folder, an S3 prefix or WebDataset tars into a dataset of image shards, bytes untouched.
+
+    python pipelines/ingest.py --input photos/ --output corpus/
+    python pipelines/ingest.py --recipe paper_20m --input s3://sources/photographs --output s3://corpus/v1
+
+First the driver lists the source in sorted order and commits what is new as shards of the table `inputs`; then workers fetch those
+shards into the table `images`. Run it again after files were added and only they are fetched. What could not be read is a failed row
+with the reason; `--set retry_failed=true` asks for such rows once more, in new shards (see pipelines/inputs_table.py).
+"""
+
+from __future__ import annotations
+
+import sys
+
+if __package__ in (None, ""):  # run as a script: the import root is the repository, not this folder
+    from pathlib import Path
+
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from infra.config import RunOptions, run_entry
+from infra.dataset import Dataset, NoSuchTable, Snapshot
+from pipelines import inputs_table
+from pipelines.recipes.ingest import RECIPES, IngestConfig
+from pipelines.runtime.job import run_stage
+from pipelines.runtime.stage import version_of
+from pipelines.sources import Source
+from pipelines.stages.fetch import Fetch
+
+
+def main(argv: list[str]) -> int:
+    """The command line."""
+    return run_entry(argv, prog="pipelines/ingest.py", summary="photographs -> image shards, bytes untouched", recipes=RECIPES, main=run)
+
+
+def run(config: IngestConfig, options: RunOptions) -> int:
+    """List, then fetch."""
+    dataset = Dataset(config.output)
+    dataset.store.check()
+    stage = Fetch(max_bytes=config.max_bytes, max_pixels=config.max_pixels)
+    if options.dry_run:
+        return show_plan(config, dataset)
+    inputs = list_inputs(config, dataset, stage)
+    run_stage(stage, source=dataset, inputs={"inputs": inputs}, output=dataset, options=options, workers=config.workers)
+    return 0
+
+
+def list_inputs(config: IngestConfig, dataset: Dataset, stage: Fetch) -> Snapshot:
+    """Commit what the source holds and the table does not, and what is to be retried; publish the table."""
+    source = Source(config.input, config.sidecar)
+    while not inputs_table.append(dataset, inputs_table.group(inputs_table.new_rows(dataset, source, config.source_name), config.shard)):
+        print("inputs: another driver was first; listing again", flush=True)
+    while config.retry_failed and not inputs_table.append(dataset, inputs_table.group(failed(dataset, stage), config.shard)):
+        print("inputs: another driver was first; looking at the failures again", flush=True)
+    snapshot = inputs_table.publish(dataset)
+    print(f"inputs: {snapshot.rows} rows in {len(snapshot.shards)} shards; not images by their names: "
+          f"{', '.join(f'{count} {suffix}' for suffix, count in sorted(source.skipped.items())) or 'none'}", flush=True)
+    return snapshot
+
+
+def failed(dataset: Dataset, stage: Fetch) -> list[inputs_table.Row]:
+    """What a retry asks for; nothing where nothing was fetched yet."""
+    try:
+        return list(inputs_table.failed_rows(dataset, dataset.snapshot(stage.table, version_of(stage))))
+    except NoSuchTable:
+        return []
+
+
+def show_plan(config: IngestConfig, dataset: Dataset) -> int:
+    """What a run would add, without writing."""
+    source = Source(config.input, config.sidecar)
+    shards = [len(rows) for rows in inputs_table.group(inputs_table.new_rows(dataset, source, config.source_name), config.shard)]
+    print(f"ingest: {sum(shards)} new rows would form {len(shards)} shards of {dataset.store.url}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

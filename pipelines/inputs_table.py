@@ -1,0 +1,134 @@
+"""The inputs table: one row per thing asked for. The driver of `ingest` writes it, shard after shard, before anything is fetched.
+
+The shard n is committed under the ordinal n and a constant key, so exactly one writer can decide what it holds. A driver that was
+killed goes on behind the last commit; of two drivers, the one that is refused lists again and goes on behind the winner. So a source
+is never lost and stands in one shard.
+
+Retries: a source whose fetch failed may be asked for again (`retry_failed`). Its row is then repeated in a new shard with the next
+`attempt`; **the outcome in the last shard that holds a source_id is the one that counts**. Only failed sources are repeated, so the
+images table still holds each source once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+
+import pyarrow as pa
+
+from infra.dataset import Dataset, ShardRef, Snapshot, content_digest
+from infra.ledger import Ledger
+from pipelines.sources import Item, Source
+
+TABLE = VERSION = KEY = "inputs"
+STAGE_VERSION = 1
+SCHEMA = pa.schema([
+    ("source_id", pa.string()), ("address", pa.string()), ("position", pa.string()), ("offset", pa.int64()), ("size_bytes", pa.int64()),
+    ("licence", pa.string()), ("licence_url", pa.string()), ("attribution", pa.string()), ("source_url", pa.string()),
+    ("caption_source", pa.string()), ("attempt", pa.int32()),
+])
+Row = dict[str, object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardLimits:
+    """How large a shard may become: whichever limit comes first closes it."""
+
+    size_bytes: int = 256 * 2**20  # docs/data.md: shards hold about 256 MB
+    rows: int = 10_000  # choice: small pictures do not make a shard that one worker holds for an hour
+
+    def __post_init__(self) -> None:
+        if self.size_bytes < 1 or self.rows < 1:
+            raise ValueError(f"a shard of {self.size_bytes} bytes and {self.rows} rows holds nothing: both must be at least 1")
+
+
+def source_id(name: str, position: str) -> str:
+    """32 hex digits that name a position in a source."""
+    return hashlib.sha256(f"{name}\0{position}".encode()).hexdigest()[:32]
+
+
+def to_row(item: Item, address: str, name: str) -> Row:
+    """An item of a source as a row."""
+    place: Row = {"source_id": source_id(name, item.position), "address": address, "position": item.position,
+                  "offset": item.offset, "size_bytes": item.size_bytes, "attempt": 0}
+    return place | asdict(item.provenance)
+
+
+def group(rows: Iterable[Row], limits: ShardLimits) -> Iterator[list[Row]]:
+    """Rows in their order, cut into shards: a row that would overfill a shard begins the next one."""
+    shard: list[Row] = []
+    size_bytes = 0
+    for row in rows:
+        row_bytes = int(str(row["size_bytes"]))
+        if shard and (len(shard) >= limits.rows or size_bytes + row_bytes > limits.size_bytes):
+            yield shard
+            shard, size_bytes = [], 0
+        shard.append(row)
+        size_bytes += row_bytes
+    if shard:
+        yield shard
+
+
+def new_rows(dataset: Dataset, source: Source, name: str = "") -> Iterator[Row]:
+    """Rows for what is in the source and not in the table yet, in the order of the source. Raises ValueError for an empty source."""
+    known = {one for ref in committed(dataset) for one in source_ids(dataset, ref)}
+    found = 0
+    address = source.address
+    for item in source.items():
+        found += 1
+        row = to_row(item, address, name or address)
+        if row["source_id"] not in known:
+            yield row
+    if not found:
+        others = f" ({sum(source.skipped.values())} other files)" if source.skipped else ""
+        raise ValueError(f"{source.url} holds no file with the suffix of an image{others}: give --input a folder, a prefix or a tar that does")
+
+
+def failed_rows(dataset: Dataset, images: Snapshot) -> Iterator[Row]:
+    """The rows to ask for again: sources whose newest attempt was fetched and failed."""
+    newest: dict[str, str] = {}
+    refs = {ref.shard: ref for ref in committed(dataset)}
+    for shard, ref in refs.items():
+        newest.update(dict.fromkeys(source_ids(dataset, ref), shard))
+    for shard, ref in images.shards.items():
+        failed = {outcome.row_id for outcome in dataset.outcomes(ref) if outcome.status == "failed"}
+        for row in dataset.read(refs[shard]).to_pylist() if failed else []:
+            if row["source_id"] in failed and newest[row["source_id"]] == shard:
+                yield row | {"attempt": row["attempt"] + 1}
+
+
+def append(dataset: Dataset, shards: Iterable[list[Row]]) -> bool:
+    """Commit shards behind the last one; False when another writer took an ordinal first (list again, then go on)."""
+    ordinal = len(committed(dataset))
+    for ordinal, rows in enumerate(shards, start=ordinal):
+        data = pa.Table.from_pylist(rows, schema=SCHEMA)
+        ref = dataset.commit(table=TABLE, version=VERSION, shard=f"{ordinal:05d}", key=KEY, data=data, outcomes=[],
+                             ledger=Ledger(len(rows), len(rows)), inputs={}, stage_version=STAGE_VERSION)
+        if ref.digest != content_digest(data):
+            return False
+    return True
+
+
+def publish(dataset: Dataset) -> Snapshot:
+    """Publish all committed shards; once more if another writer committed meanwhile."""
+    while True:
+        refs = committed(dataset)
+        snapshot = dataset.publish(TABLE, VERSION, refs, {})
+        if len(committed_names(dataset)) == len(refs):
+            return snapshot
+
+
+def committed(dataset: Dataset) -> list[ShardRef]:
+    """The shards that stand, in their order."""
+    return dataset.load_commits(committed_names(dataset))
+
+
+def committed_names(dataset: Dataset) -> list[str]:
+    """The names of their commits."""
+    return [name for _, name in sorted(dataset.committed(TABLE, VERSION).items())]
+
+
+def source_ids(dataset: Dataset, ref: ShardRef) -> list[str]:
+    """The sources of one shard."""
+    return [str(one) for one in dataset.read(ref, ["source_id"]).column("source_id").to_pylist()]

@@ -1,0 +1,255 @@
+"""Where photographs come from: a folder, an S3 prefix, or WebDataset tars in either. Lists what is there; fetches nothing.
+
+An item is one thing asked for. A folder's items are its files with an image's suffix; a tar's items are its members with one, and
+members of the same stem say more about them (`.txt`: caption, `.json`: licence and origin). A CSV file tells the same of a folder:
+`photos.csv` in it, or `<folder>.csv` beside it, with a column `file`. The order is that of the names, always.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import stat
+import tarfile
+import urllib.parse
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from infra.storage import LocalStore, NotFound, StorageError, Store, open_store
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".mpo")
+CAPTION_SUFFIXES = (".txt", ".caption")
+TAR_SUFFIX = ".tar"
+SIDECAR = "photos.csv"
+METADATA_MAX_BYTES = 1 << 20  # choice: a caption or a record of origin is small; more is not read
+QUOTED = "bytes:"  # a name that is not Unicode text stands percent-encoded behind this
+SYNONYMS = {  # our column -> what others call it
+    "licence": ("licence", "license"),
+    "licence_url": ("licence_url", "license_url"),
+    "attribution": ("attribution", "credit", "author"),
+    "source_url": ("source_url", "url"),
+    "caption_source": ("caption_source", "caption", "text"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """What the source says of a picture; empty where it says nothing."""
+
+    licence: str = ""
+    licence_url: str = ""
+    attribution: str = ""
+    source_url: str = ""
+    caption_source: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One thing asked for: `position` is a file's path in the source, or `tar!member`; `offset` is where a member's bytes begin."""
+
+    position: str
+    size_bytes: int
+    offset: int | None = None
+    provenance: Provenance = Provenance()
+
+
+@dataclass
+class Source:
+    """A listing of one address. `skipped` counts by suffix the files that are no images by their names, while it is read."""
+
+    url: str
+    sidecar: str = ""
+    skipped: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def address(self) -> str:
+        """The folder or prefix that positions are relative to."""
+        return self._place()[0]
+
+    def _place(self) -> tuple[str, str | None]:
+        """(address, the one key that was asked for when the source is a single tar)."""
+        store = open_store(self.url)
+        folder, _, name = store.url.rpartition("/")
+        if name.endswith(TAR_SUFFIX) and not (isinstance(store, LocalStore) and Path(store.url).is_dir()):
+            return folder or "/", name
+        return store.url, None
+
+    def items(self) -> Iterator[Item]:
+        """Every item, in the order of the names. Raises StorageError when the address is missing or may not be listed."""
+        address, only = self._place()
+        store = open_store(address)
+        _check_there(store)
+        told = _read_sidecar(store, self.sidecar)
+        for key, size_bytes in _files(store):
+            suffix = os.path.splitext(key)[1].lower()
+            if only is not None and key != only:
+                continue
+            if suffix == TAR_SUFFIX:
+                yield from self._members(store, key, size_bytes)
+            elif suffix in IMAGE_SUFFIXES or key.endswith("/"):
+                yield Item(position=to_position(key), size_bytes=size_bytes, provenance=told.get(key, Provenance()))
+            elif key not in (self.sidecar, SIDECAR):
+                self.skipped[suffix or "no suffix"] += 1
+
+    def _members(self, store: Store, key: str, size_bytes: int) -> Iterator[Item]:
+        """The pictures in one tar. A tar that breaks off is itself an item after them, so that its failure stands in the ledger."""
+        try:
+            with store.open(key) as file:
+                members, whole = _read_headers(file)
+                told = {stem: _tell(file, parts) for stem, parts in members.items()}
+        except StorageError:
+            members, told, whole = {}, {}, False
+        seen: set[str] = set()
+        for stem, parts in members.items():
+            yield from self._pictures(key, parts, told[stem], seen)
+        if not whole:
+            yield Item(position=to_position(key), size_bytes=size_bytes)
+
+    def _pictures(self, key: str, parts: list[tarfile.TarInfo], provenance: Provenance, seen: set[str]) -> Iterator[Item]:
+        for part in parts:
+            suffix = os.path.splitext(part.name)[1].lower()
+            if suffix in IMAGE_SUFFIXES:
+                again = f"@{part.offset_data}" if part.name in seen else ""  # a tar may hold one name twice
+                seen.add(part.name)
+                position = f"{to_position(key, tar=True)}!{to_position(part.name)}{again}"
+                yield Item(position=position, size_bytes=part.size, offset=part.offset_data, provenance=provenance)
+            elif suffix not in (*CAPTION_SUFFIXES, ".json"):
+                self.skipped[suffix or "no suffix"] += 1
+
+
+# names
+
+def to_position(key: str, tar: bool = False) -> str:
+    """A key as text that a table can hold: percent-encoded where the name is not valid Unicode (or, of a tar, holds a `!`)."""
+    plain = not key.startswith(QUOTED) and not (tar and "!" in key) and not any("\ud800" <= c <= "\udfff" for c in key)
+    return key if plain else QUOTED + urllib.parse.quote(os.fsencode(key), safe="/")
+
+
+def to_key(position: str) -> str:
+    """The inverse of `to_position`; of `tar!member` give the part before the `!`."""
+    if not position.startswith(QUOTED):
+        return position
+    return os.fsdecode(urllib.parse.unquote_to_bytes(position.removeprefix(QUOTED)))
+
+
+# listing
+
+def _check_there(store: Store) -> None:
+    store.check()
+    if isinstance(store, LocalStore) and not Path(store.url).is_dir():
+        raise NotFound(f"{store.url} is not a folder: give --input a folder of photographs, a .tar, or s3://bucket/prefix")
+
+
+def _files(store: Store) -> Iterator[tuple[str, int]]:
+    """(key, size in bytes) of every file. A folder that may not be listed is yielded itself, with a slash behind its name."""
+    if isinstance(store, LocalStore):
+        yield from _walk(store.url, "")
+    else:
+        yield from ((entry.key, entry.size_bytes) for entry in store.list() if not entry.key.endswith("/"))
+
+
+def _walk(root: str, folder: str) -> Iterator[tuple[str, int]]:
+    try:
+        with os.scandir(os.path.join(root, folder)) as scan:
+            entries = [(entry.name + "/" if entry.is_dir(follow_symlinks=False) else entry.name, entry) for entry in scan]
+    except OSError:
+        yield folder, 0
+        return
+    for name, entry in sorted(entries, key=lambda pair: pair[0]):
+        if name.endswith("/"):
+            yield from _walk(root, folder + name)
+        else:
+            yield from _one_file(folder + name, entry)
+
+
+def _one_file(key: str, entry: os.DirEntry[str]) -> Iterator[tuple[str, int]]:
+    """A regular file or a link; pipes and devices are none, and a linked folder is not entered."""
+    try:
+        status = entry.stat()
+    except OSError:  # a link that leads nowhere: asked for, so its failure is kept
+        yield key, 0
+        return
+    if stat.S_ISREG(status.st_mode):
+        yield key, status.st_size
+
+
+# what is told
+
+def _read_sidecar(store: Store, name: str) -> dict[str, Provenance]:
+    """File -> provenance from the CSV that was named, from photos.csv in the source, or from <folder>.csv beside a local one."""
+    if name:
+        return parse_csv(store.read(name), name)
+    places = [(store, SIDECAR)]
+    if isinstance(store, LocalStore):
+        folder = Path(store.url)
+        places.append((open_store(str(folder.parent)), f"{folder.name}.csv"))
+    for place, key in places:
+        try:
+            return parse_csv(place.read(key), key)
+        except NotFound:
+            continue
+    return {}
+
+
+def parse_csv(data: bytes, name: str) -> dict[str, Provenance]:
+    """File -> provenance. Raises ValueError unless there is a column `file` and the text is UTF-8."""
+    try:
+        rows = csv.DictReader(io.StringIO(data.decode("utf-8-sig")))
+        table = [{key: value for key, value in row.items() if isinstance(key, str)} for row in rows]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{name} is not a CSV file in UTF-8 ({error}): save it again as UTF-8") from error
+    if table and "file" not in table[0]:
+        raise ValueError(f"{name} has the columns {', '.join(table[0])}, expected one named 'file' with paths relative to the source")
+    return {str(row["file"]): provenance_of(row) for row in table}
+
+
+def provenance_of(record: dict[str, Any]) -> Provenance:
+    """Provenance from a record with our names or the common other ones; what is no text is taken as text."""
+    found: dict[str, str] = {}
+    for name, synonyms in SYNONYMS.items():
+        values = (record[synonym] for synonym in synonyms if record.get(synonym) not in (None, ""))
+        value = next(values, None)
+        if value is not None:
+            found[name] = value if isinstance(value, str) else json.dumps(value)
+    return Provenance(**found)
+
+
+# tars
+
+def _read_headers(file: Any) -> tuple[dict[str, list[tarfile.TarInfo]], bool]:
+    """(members by stem, in the order of the tar; whether the tar could be read to its end)."""
+    members: dict[str, list[tarfile.TarInfo]] = {}
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                if member.isreg():
+                    folder, _, name = member.name.rpartition("/")
+                    members.setdefault(f"{folder}/{name.split('.', 1)[0]}", []).append(member)
+    except (tarfile.TarError, EOFError, OSError):
+        return members, False
+    return members, True
+
+
+def _tell(file: Any, parts: list[tarfile.TarInfo]) -> Provenance:
+    """What the members beside a picture say of it. A record that cannot be read says nothing."""
+    record: dict[str, Any] = {}
+    for part in parts:
+        suffix = os.path.splitext(part.name)[1].lower()
+        if suffix in (*CAPTION_SUFFIXES, ".json") and part.size <= METADATA_MAX_BYTES:
+            file.seek(part.offset_data)
+            text = file.read(part.size).decode("utf-8", "replace")
+            record |= {"caption_source": text.strip()} if suffix in CAPTION_SUFFIXES else _json_record(text)
+    return provenance_of(record)
+
+
+def _json_record(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
