@@ -122,7 +122,11 @@ def content_digest(table: pa.Table, volatile: frozenset[str] = VOLATILE) -> str:
 
 def _feed(digest: Any, value: Any) -> None:
     if isinstance(value, bytes):
-        digest.update(b"b%d:" % len(value) + value)
+        digest.update(b"b%d:" % len(value))
+        digest.update(value)
+    elif isinstance(value, str):
+        text = value.encode()  # not repr, which differs between Unicode versions, so between Python versions
+        digest.update(b"s%d:" % len(text) + text)
     elif isinstance(value, float):
         digest.update(b"f" + struct.pack("<d", value))
     elif isinstance(value, list):
@@ -188,9 +192,7 @@ class Dataset:
 
     def committed(self, table: str, version: str) -> dict[tuple[str, str], str]:
         """(shard, key) -> name of the commit, for every commit of a version."""
-        entries = self.store.list(f"commits/{table}/{version}")
-        names = (entry.key for entry in entries if entry.key.endswith(".json"))
-        return {_shard_and_key(name): name for name in names}
+        return {_shard_and_key(name): name for name in self._records(f"commits/{table}/{version}")}
 
     def load_commits(self, names: Iterable[str]) -> list[ShardRef]:
         """Read commits, many at a time, in the order given."""
@@ -237,17 +239,21 @@ class Dataset:
 
     def takedowns(self) -> frozenset[str]:
         """Image ids and source ids that must not leave the dataset."""
-        lists = (json.loads(self.store.read(entry.key))["ids"] for entry in self.store.list("takedowns"))
+        lists = (json.loads(self.store.read(name))["ids"] for name in self._records("takedowns"))
         return frozenset(one for ids in lists for one in ids)
 
     def add_takedown(self, ids: Iterable[str], why: str) -> None:
         """Exclude ids from every later selection, export and training batch; `gc` removes their bytes."""
-        self.store.put(unique_name("takedowns/list", ".json"), _to_json({"ids": sorted(ids), "why": why}))
+        self.store.create(unique_name("takedowns/list", ".json"), _to_json({"ids": sorted(ids), "why": why}))  # whole or absent
 
     # inside
 
     def _snapshot_names(self, table: str) -> list[str]:
-        return [entry.key for entry in self.store.list(f"commits/{table}/current")]
+        return self._records(f"commits/{table}/current")
+
+    def _records(self, folder: str) -> list[str]:
+        """Keys of what `create` finished there; what a killed writer left behind has another suffix."""
+        return [entry.key for entry in self.store.list(folder) if entry.key.endswith(".json")]
 
     def _read_committed(self, ref: ShardRef) -> bytes:
         remedy = f"restore it from a copy, or delete {ref.commit_name} and run the job that writes {ref.table!r} again"

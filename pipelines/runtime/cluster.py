@@ -18,7 +18,8 @@ from pipelines.runtime.worker import ShardReport, ShardWorker
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 ROOT = str(Path(__file__).resolve().parents[2])
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "268435456", "MALLOC_TRIM_THRESHOLD_": "268435456", "MALLOC_TOP_PAD_": "67108864"}  # measured: decode loops run up to 1.5 times faster
+# measured: decode loops run up to 1.5 times faster
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "268435456", "MALLOC_TRIM_THRESHOLD_": "268435456", "MALLOC_TOP_PAD_": "67108864"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +71,9 @@ def connection() -> Iterator[None]:
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # under `ray job submit` the working directory is on the path already
         env_vars["PYTHONPATH"] = os.pathsep.join([ROOT, *filter(None, [os.environ.get("PYTHONPATH")])])
     # workers on this machine read the same environment; on a cluster the credentials come from the nodes
-    ray.init(address=os.environ.get("RAY_ADDRESS"), runtime_env={"env_vars": env_vars}, log_to_driver=False,
-             logging_level=logging.WARNING, include_dashboard=False if not os.environ.get("RAY_ADDRESS") else None)
+    address = os.environ.get("RAY_ADDRESS") or "local"  # without it ray would join any cluster that somebody started on this machine
+    ray.init(address=address, runtime_env={"env_vars": env_vars}, log_to_driver=False, logging_level=logging.WARNING,
+             include_dashboard=False if address == "local" else None)
     try:
         yield
     finally:

@@ -12,8 +12,8 @@ from infra.dataset import Dataset, ShardRef, Snapshot
 from infra.ledger import Ledger
 from infra.storage import StorageError
 from infra.tracking import open_tracker
-from pipelines.runtime.plan import Params, ShardTask, plan_tasks, split_done
 from pipelines.runtime.cluster import WorkerOptions, run_tasks
+from pipelines.runtime.plan import Params, ShardTask, plan_tasks, split_done
 from pipelines.runtime.stage import Stage, result_config, version_of
 
 SHOW_EVERY_S = 2.0  # choice: progress on anything over five seconds
@@ -27,7 +27,7 @@ def run_stage(stage: Stage, *, source: Dataset, inputs: dict[str, Snapshot], out
     Raises StorageError when storage refused; what was committed until then stays.
     """
     source.store.check()
-    output.store.check()
+    output.store.check(write=True)
     tasks = plan_tasks(stage, inputs, params_for_shard)
     done, pending = split_done(output, stage, tasks)
     rows_pending = sum(next(iter(task.inputs.values())).rows for task in pending)
@@ -75,7 +75,8 @@ def _finish(stage: Stage, snapshot: Snapshot, progress: Progress, options: RunOp
 
 def describe(ledger: Ledger) -> str:
     """The ledger as one line of words."""
-    parts = [f"{ledger.total} in = {ledger.accepted} accepted + {sum(ledger.rejected.values())} rejected + {sum(ledger.failed.values())} failed"]
+    rejected, failed = sum(ledger.rejected.values()), sum(ledger.failed.values())
+    parts = [f"{ledger.total} in = {ledger.accepted} accepted + {rejected} rejected + {failed} failed"]
     reasons = {**ledger.rejected, **ledger.failed}
     if reasons:
         parts.append("(" + ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items(), key=lambda r: -r[1])) + ")")
