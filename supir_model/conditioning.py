@@ -30,6 +30,11 @@ class Conditions:
     def __len__(self) -> int:
         return len(self.context_BND)
 
+    @property
+    def added(self) -> dict[str, Tensor]:
+        """Pooled text and sizes, as diffusers names them."""
+        return {"text_embeds": self.pooled_BD, "time_ids": self.time_ids_B6}
+
     @classmethod
     def cat(cls, *parts: Self) -> Self:
         """The conditions of several batches as those of one."""
