@@ -3,14 +3,17 @@
 A row that raises is failed alone. A row that kills its process (a decoder that crashes, memory that runs out) is found by
 bisection: before rows are touched a small marker is written, and afterwards it is removed. Markers that are still there when a
 shard is tried again show which rows were in hand when a worker died; rows that twice took a worker down are halved, until one is
-left, and that row is failed.
+left. Markers cannot tell a row that kills from a machine that was switched off, so that row is tried in a process of its own: only
+if it takes that one down too is it failed.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from typing import Any
 
 import pyarrow as pa
@@ -35,27 +38,41 @@ class ShardReport:
     elapsed_s: float = 0.0
 
 
+class SetupFailed(Exception):
+    """The stage could not be made ready on this worker: a model that is missing or broken, a device that is not there."""
+
+
 @dataclass
 class ShardWorker:
-    """Holds a stage that was set up, and does shards with it."""
+    """Sets a stage up, once, and does shards with it."""
 
     stage: Stage
     source: Dataset
     output: Dataset
     version: str = field(init=False)
+    ready: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         self.version = version_of(self.stage)
-        self.stage.setup()
 
     def run(self, task: ShardTask) -> ShardReport:
-        """Do one shard. Storage that refuses is reported, not raised: it is the driver's to stop the job."""
+        """Do one shard. Storage that refuses or a failed set-up is reported, not raised: it is the driver's to stop the job."""
         start = time.monotonic()
         try:
+            self._set_up()
             ref = self._run(task)
-        except StorageError as error:
+        except (StorageError, SetupFailed) as error:
             return ShardReport(shard=task.shard, ref=None, error=str(error))
         return ShardReport(shard=task.shard, ref=ref, elapsed_s=time.monotonic() - start)
+
+    def _set_up(self) -> None:
+        if self.ready:
+            return
+        try:
+            self.stage.setup()
+        except (OSError, ValueError, RuntimeError, ImportError) as error:
+            raise SetupFailed(f"could not set up ({type(error).__name__}): {error}") from error
+        self.ready = True
 
     def _run(self, task: ShardTask) -> ShardRef:
         start = time.monotonic()
@@ -99,30 +116,70 @@ class _Attempt:
             self.store.delete(entry.key)
 
     def _span(self, low: int, high: int) -> Result:
-        span = f"{low}-{high}"
-        if self.deaths[span] >= DEATHS:
-            if high - low == 1:
-                return self._failed(low, "WorkerDied", f"took its worker process down {self.deaths[span]} times")
+        deaths = self.deaths[f"{low}-{high}"]
+        if deaths >= DEATHS and high - low > 1:
             return self._halves(low, high)
-        marker = unique_name(f"{self.folder}/{span}", ".json")
-        self.store.put(marker, b"{}")
-        try:
-            result = self.stage.process({**self.rows, self.primary: self.rows[self.primary].slice(low, high - low)}, self.params)
-        except Exception as error:  # the one broad except of the tree: whatever a row does, it fails alone
+        rows = {**self.rows, self.primary: self.rows[self.primary].slice(low, high - low)}
+        answer = _try_apart(self.stage, rows, self.params, deaths) if deaths >= DEATHS else None
+        if answer is None:
+            marker = unique_name(f"{self.folder}/{low}-{high}", ".json")
+            self.store.put(marker, b"{}")
+            answer = _try(self.stage, rows, self.params)
             self.store.delete(marker)
-            if high - low <= 1:
-                return self._failed(low, type(error).__name__, str(error)[:MESSAGE_CHARS])
+        if isinstance(answer, Result):
+            return answer
+        if high - low > 1:
             return self._halves(low, high)
-        self.store.delete(marker)
-        return result
+        return self._failed(low, answer)
 
     def _halves(self, low: int, high: int) -> Result:
         middle = (low + high) // 2
         left, right = self._span(low, middle), self._span(middle, high)
         return Result(pa.concat_tables([left.table, right.table]), left.outcomes + right.outcomes)
 
-    def _failed(self, row: int, reason: str, detail: str) -> Result:
+    def _failed(self, row: int, why: _Failure) -> Result:
         row_id: Any = self.rows[self.primary].column(self.stage.row_id)[row].as_py()
         nothing = {**self.rows, self.primary: self.rows[self.primary].slice(0, 0)}
         empty = self.stage.process(nothing, self.params).table  # no rows in, no rows out: the table's schema
-        return Result(empty, [Outcome(str(row_id), "failed", reason, detail)])
+        return Result(empty, [Outcome(str(row_id), "failed", why.reason, why.detail)])
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """What a row did to its worker: an error's class and message, or `WorkerDied`."""
+
+    reason: str
+    detail: str
+
+
+def _try(stage: Stage, rows: dict[str, pa.Table], params: dict[str, Any]) -> Result | _Failure:
+    try:
+        return stage.process(rows, params)
+    except Exception as error:  # the one broad except of the tree: whatever a row does, it fails alone
+        return _Failure(type(error).__name__, str(error)[:MESSAGE_CHARS])
+
+
+def _try_apart(stage: Stage, rows: dict[str, pa.Table], params: dict[str, Any], deaths: int) -> Result | _Failure | None:
+    """The same in fresh processes. None if they could not be set up (a second model on one GPU): then the markers must decide."""
+    context = multiprocessing.get_context("spawn")
+    for _ in range(DEATHS):
+        ours, theirs = context.Pipe(duplex=False)
+        child = context.Process(target=_serve, args=(theirs, stage, rows, params), daemon=True)
+        child.start()
+        theirs.close()
+        ready = False
+        try:
+            ready = ours.recv()
+            answer: Result | _Failure = ours.recv()
+            return answer
+        except EOFError:
+            child.join()
+        if not ready and deaths < 2 * DEATHS:
+            return None
+    return _Failure("WorkerDied", f"took its worker process down {deaths} times, and then one of its own (exit code {child.exitcode})")
+
+
+def _serve(answers: Connection, stage: Stage, rows: dict[str, pa.Table], params: dict[str, Any]) -> None:
+    stage.setup()
+    answers.send(True)
+    answers.send(_try(stage, rows, params))
