@@ -34,6 +34,7 @@ class NetworkPreset:
     latent_channels: int = 4
     vae_block_out_channels: tuple[int, ...]
     vae_layers_per_block: int = 2
+    vae_norm_groups: int = 32
     vae_scaling_factor: float
     sample_size_px: int
 
@@ -87,6 +88,7 @@ class NetworkPreset:
             "up_block_types": ("UpDecoderBlock2D",) * levels,
             "layers_per_block": self.vae_layers_per_block,
             "latent_channels": self.latent_channels,
+            "norm_num_groups": self.vae_norm_groups,
             "scaling_factor": self.vae_scaling_factor,
         }
 
@@ -131,8 +133,9 @@ NETWORKS: Mapping[str, NetworkPreset] = {
         context_dim=128,
         pooled_dim=64,
         addition_time_embed_dim=16,
-        vae_block_out_channels=(32, 64, 96),
+        vae_block_out_channels=(16, 32, 64),
         vae_layers_per_block=1,
+        vae_norm_groups=16,
         vae_scaling_factor=1.0,
         sample_size_px=128,
     ),

@@ -1,0 +1,119 @@
+"""The generative prior: SDXL from a diffusers folder, or a small one of ours, whose text encoders are rebuilt from a seed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from supir_model.presets import NETWORKS
+from supir_model.text import freeze, seeded_encoders
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionXLImg2ImgPipeline
+
+PRIOR_FILE = "prior.json"  # marks a folder of ours: network preset and text seed
+PARTS = ("unet", "vae", "tokenizer", "tokenizer_2")
+SDXL_SCHEDULER = {  # SDXL base's own; released_model: beta_i, Sec. 5
+    "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
+    "prediction_type": "epsilon", "timestep_spacing": "leading", "steps_offset": 1,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Components:
+    """Everything of the prior, frozen. `network` names our preset, or is None for a folder that is not ours."""
+
+    unet: Any
+    vae: Any
+    tokenizer: Any
+    tokenizer_2: Any
+    text_encoder: Any
+    text_encoder_2: Any
+    scheduler_config: dict[str, Any]
+    network: str | None
+
+    def img2img(self) -> StableDiffusionXLImg2ImgPipeline:
+        """The diffusers image-to-image pipeline of these components (negative samples, App. A.4)."""
+        from diffusers import EulerDiscreteScheduler, StableDiffusionXLImg2ImgPipeline
+
+        return StableDiffusionXLImg2ImgPipeline(
+            vae=self.vae, text_encoder=self.text_encoder, text_encoder_2=self.text_encoder_2, tokenizer=self.tokenizer,
+            tokenizer_2=self.tokenizer_2, unet=self.unet, scheduler=EulerDiscreteScheduler.from_config(self.scheduler_config),
+            force_zeros_for_empty_prompt=False, add_watermarker=False,
+        )  # fmt: skip
+
+
+def load_components(folder: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Components:
+    """Load a prior from a local folder: ours (prior.json) or SDXL in diffusers' layout. Nothing is fetched.
+
+    Raises ValueError that says what is missing if the folder is neither.
+    """
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTokenizer
+
+    root = Path(folder)
+    missing = [part for part in PARTS if not (root / part).is_dir()]
+    if missing:
+        raise ValueError(
+            f"{root} is not a prior: folder {', '.join(missing)} is missing. Expected SDXL in diffusers' layout "
+            f"({', '.join(PARTS)}, text_encoder, text_encoder_2, scheduler), or what training/train_prior.py writes"
+        )
+    ours = json.loads((root / PRIOR_FILE).read_text()) if (root / PRIOR_FILE).exists() else None
+    text_encoder, text_encoder_2 = _our_text(ours) if ours else _sdxl_text(root, dtype)
+    unet = UNet2DConditionModel.from_pretrained(root / "unet", dtype=dtype, local_files_only=True, **_variant(root / "unet"))
+    vae = AutoencoderKL.from_pretrained(root / "vae", dtype=dtype, local_files_only=True, **_variant(root / "vae"))
+    modules = [freeze(module.to(device, dtype)) for module in (unet, vae, text_encoder, text_encoder_2)]
+    return Components(
+        unet=modules[0], vae=modules[1], text_encoder=modules[2], text_encoder_2=modules[3],
+        tokenizer=CLIPTokenizer.from_pretrained(root / "tokenizer", local_files_only=True),
+        tokenizer_2=CLIPTokenizer.from_pretrained(root / "tokenizer_2", local_files_only=True),
+        scheduler_config=_scheduler(root), network=ours["network"] if ours else None,
+    )  # fmt: skip
+
+
+def _our_text(ours: dict[str, Any]) -> tuple[Any, Any]:
+    if ours["network"] not in NETWORKS:
+        raise ValueError(f"{PRIOR_FILE} names network {ours['network']!r}; known: {', '.join(NETWORKS)}")
+    preset = NETWORKS[ours["network"]]
+    return seeded_encoders(context_dim=preset.context_dim, pooled_dim=preset.pooled_dim, seed=ours["text_seed"])
+
+
+def _sdxl_text(root: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    first, second = root / "text_encoder", root / "text_encoder_2"
+    return (
+        CLIPTextModel.from_pretrained(first, dtype=dtype, local_files_only=True, **_variant(first)),
+        CLIPTextModelWithProjection.from_pretrained(second, dtype=dtype, local_files_only=True, **_variant(second)),
+    )
+
+
+def _variant(part: Path) -> dict[str, str]:
+    """SDXL is often stored as fp16 alone; then its files carry that word in their names."""
+    names = [path.name for path in part.glob("*.safetensors")]
+    if not names:
+        raise ValueError(f"{part} holds no .safetensors file: pickled weights are not read; convert them first")
+    return {"variant": "fp16"} if all(".fp16." in name or "-fp16" in name for name in names) else {}
+
+
+def _scheduler(root: Path) -> dict[str, Any]:
+    path = root / "scheduler" / "scheduler_config.json"
+    return dict(json.loads(path.read_text())) if path.exists() else dict(SDXL_SCHEDULER)
+
+
+def save_prior(folder: str | Path, *, unet: Any, vae: Any, network: str, text_seed: int, dtype: torch.dtype = torch.float16) -> None:
+    """Write a prior of ours. The tokenizers' files are copied in by the caller; the text encoders are a seed."""
+    root = Path(folder)
+    for name, module in (("unet", unet), ("vae", vae)):
+        original = next(module.parameters()).dtype
+        module.to(dtype).save_pretrained(root / name)
+        module.to(original)
+    (root / "scheduler").mkdir(parents=True, exist_ok=True)
+    (root / "scheduler" / "scheduler_config.json").write_text(
+        json.dumps({"_class_name": "EulerDiscreteScheduler", **SDXL_SCHEDULER}, indent=1) + "\n"
+    )
+    (root / PRIOR_FILE).write_text(json.dumps({"network": network, "text_seed": text_seed}, indent=1) + "\n")
