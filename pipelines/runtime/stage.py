@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from typing import Any, Protocol
+import json
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Protocol, cast
 
 import pyarrow as pa
 
-from infra.config import to_dict
 from infra.dataset import hash_config
 from infra.ledger import Outcome
 
@@ -50,9 +50,17 @@ class Stage(Protocol):
 
 
 def result_config(stage: Stage) -> dict[str, Any]:
-    """The part of a stage's configuration that decides what comes out."""
-    neutral = {f.name for f in fields(stage) if not f.metadata.get("result", True)}  # type: ignore[arg-type]
-    return {name: value for name, value in to_dict(stage).items() if name not in neutral}
+    """The part of a stage's configuration that decides what comes out, groups of settings included."""
+    return cast(dict[str, Any], json.loads(json.dumps(_deciding(stage))))
+
+
+def _deciding(value: Any) -> Any:
+    """A value with every dataclass in it as a dictionary of the fields that are not marked `{"result": False}`."""
+    if is_dataclass(value):
+        return {f.name: _deciding(getattr(value, f.name)) for f in fields(value) if f.metadata.get("result", True)}
+    if isinstance(value, (list, tuple)):
+        return [_deciding(item) for item in value]
+    return value
 
 
 def version_of(stage: Stage) -> str:
