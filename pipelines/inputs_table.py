@@ -82,7 +82,8 @@ def new_rows(dataset: Dataset, source: Source, name: str = "") -> Iterator[Row]:
             yield row
     if not found:
         others = f" ({sum(source.skipped.values())} other files)" if source.skipped else ""
-        raise ValueError(f"{source.url} holds no file with the suffix of an image{others}: give --input a folder, a prefix or a tar that does")
+        raise ValueError(f"{source.url} holds no file with the suffix of an image{others}: "
+                         "give --input a folder, a prefix or a tar that does")
 
 
 def failed_rows(dataset: Dataset, images: Snapshot) -> Iterator[Row]:
@@ -100,8 +101,7 @@ def failed_rows(dataset: Dataset, images: Snapshot) -> Iterator[Row]:
 
 def append(dataset: Dataset, shards: Iterable[list[Row]]) -> bool:
     """Commit shards behind the last one; False when another writer took an ordinal first (list again, then go on)."""
-    ordinal = len(committed(dataset))
-    for ordinal, rows in enumerate(shards, start=ordinal):
+    for ordinal, rows in enumerate(shards, start=len(committed_names(dataset))):
         data = pa.Table.from_pylist(rows, schema=SCHEMA)
         ref = dataset.commit(table=TABLE, version=VERSION, shard=f"{ordinal:05d}", key=KEY, data=data, outcomes=[],
                              ledger=Ledger(len(rows), len(rows)), inputs={}, stage_version=STAGE_VERSION)

@@ -17,7 +17,7 @@ class IngestConfig:
     output: str
     source_name: str = ""  # what the source is known by; empty: its address. Name it where the address may change
     sidecar: str = ""  # CSV in the source that tells provenance; empty: photos.csv, or <folder>.csv beside the folder
-    shard: ShardLimits = ShardLimits()
+    shard: ShardLimits = field(default_factory=ShardLimits)
     max_bytes: int = 200 * 2**20  # choice: larger than any photograph of a camera, smaller than a shard
     max_pixels: int = 80_000_000  # supir_model.images.MAX_PIXELS
     retry_failed: bool = False  # ask once more for what could not be fetched

@@ -1,0 +1,58 @@
+#!/usr/bin/env python3
+"""Measure every image of a dataset, and select.
+
+    python pipelines/curate.py --input corpus/
+    python pipelines/curate.py --input corpus/ --set rule.min_short_side=512      # selections alone are done again
+
+Workers measure (table `scores`); the driver derives from the scores what only the whole corpus can tell, percentiles and duplicates;
+then workers apply the rule (table `selections`). No pixel is moved, and a changed rule measures nothing again.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if __package__ in (None, ""):  # run as a script: the import root is the repository, not this folder
+    from pathlib import Path
+
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from infra.config import RunOptions, run_entry
+from infra.dataset import Dataset, Snapshot
+from pipelines.recipes.curate import RECIPES, CurateConfig
+from pipelines.runtime.job import run_stage
+from pipelines.stages.scores import Scores
+from pipelines.stages.selection import Selection
+
+
+def main(argv: list[str]) -> int:
+    """The command line."""
+    return run_entry(argv, prog="pipelines/curate.py", summary="images -> scores -> selections", recipes=RECIPES, main=run)
+
+
+def run(config: CurateConfig, options: RunOptions) -> int:
+    """Measure, learn from the whole, select."""
+    dataset = Dataset(config.input)
+    images = dataset.snapshot("images")
+    stage = Scores(max_pixels=config.max_pixels)
+    scores = run_stage(stage, source=dataset, inputs={"images": images}, output=dataset, options=options, workers=config.workers)
+    if scores is None:
+        print("selection: planned when the scores are there")
+        return 0
+    select(config, dataset, scores, options)
+    return 0
+
+
+def select(config: CurateConfig, dataset: Dataset, scores: Snapshot, options: RunOptions) -> None:
+    """Derive the facts of the corpus and apply the rule."""
+    from pipelines.corpus_facts import corpus_facts  # late: `--help` does not need numpy
+
+    facts = corpus_facts(dataset, scores, config.rule)
+    print(f"corpus: {scores.rows} scores; too_blurred below {facts.sharpness_min:.4g}, too_flat above {facts.flatness_max:.4g}, "
+          f"{sum(map(len, facts.duplicates.values()))} duplicates", flush=True)
+    run_stage(Selection(rule=config.rule), source=dataset, inputs={"scores": scores}, output=dataset, options=options,
+              workers=config.workers, params_for_shard=facts.params)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
