@@ -67,12 +67,13 @@ def connection() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ half warns on stderr of what it does itself
     env_vars = dict(ALLOCATOR)
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # under `ray job submit` the working directory is on the path already
         env_vars["PYTHONPATH"] = os.pathsep.join([ROOT, *filter(None, [os.environ.get("PYTHONPATH")])])
     # workers on this machine read the same environment; on a cluster the credentials come from the nodes
     address = os.environ.get("RAY_ADDRESS") or "local"  # without it ray would join any cluster that somebody started on this machine
-    ray.init(address=address, runtime_env={"env_vars": env_vars}, log_to_driver=False, logging_level=logging.WARNING,
+    ray.init(address=address, runtime_env={"env_vars": env_vars}, log_to_driver=False, logging_level=logging.ERROR,
              include_dashboard=False if address == "local" else None)
     try:
         yield
@@ -89,7 +90,8 @@ def run_tasks(stage: Stage, source: Dataset, output: Dataset, tasks: list[ShardT
     with connection():  # before the first use of ray.data, which would start a cluster of its own
         ray.data.DataContext.get_current().enable_progress_bars = False
         items = ray.data.from_items([{"task": task_to_json(task)} for task in tasks], override_num_blocks=len(tasks))
-        done = items.map(ShardActor, fn_constructor_args=(stage, source.store.url, output.store.url), compute=pool,
+        actor: Any = ShardActor  # Ray's annotation knows functions only
+        done = items.map(actor, fn_constructor_args=(stage, source.store.url, output.store.url), compute=pool,
                          num_cpus=options.cpus, num_gpus=options.gpus)
         for row in done.iter_rows():
             yield _report_from_json(row["report"])

@@ -42,6 +42,10 @@ class Captioner(Protocol):
     def load(self) -> None:
         """Load what is needed and prove that it works. Raises ValueError that teaches if it cannot be used."""
 
+    def prepare(self, rgb_HWC: NDArray[Any]) -> NDArray[Any]:
+        """Shrink a picture to what the captioner will look at. Called in threads, ahead of `describe`, which takes both forms."""
+        ...
+
     def describe(self, images: Sequence[NDArray[Any]], seeds: Sequence[int], *, attempt: int = 0) -> list[Captioned]:
         """Describe pictures (uint8 RGB, height x width x 3).
 

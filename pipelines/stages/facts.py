@@ -162,8 +162,12 @@ class FactsSettings:
 
     engine: str = "facts"
 
-    def build(self) -> FactsCaptioner:
-        """The captioner itself."""
+    def weights(self) -> str:
+        """There are none: the version of the words stands in for them."""
+        return VERSION
+
+    def build(self, weights: str = "") -> FactsCaptioner:
+        """The captioner itself; it has no weights."""
         return FactsCaptioner()
 
 
@@ -174,6 +178,10 @@ class FactsCaptioner:
 
     def load(self) -> None:
         """Nothing to load."""
+
+    def prepare(self, rgb_HWC: NDArray[Any]) -> NDArray[Any]:
+        """The whole picture is measured."""
+        return rgb_HWC
 
     def describe(self, images: Sequence[NDArray[Any]], seeds: Sequence[int], *, attempt: int = 0) -> list[Captioned]:
         """One sentence or two for each picture."""

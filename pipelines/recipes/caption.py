@@ -1,0 +1,53 @@
+"""Recipes of the caption job. Each is the whole configuration of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from pipelines.runtime.cluster import WorkerOptions
+from pipelines.stages.caption_checks import CheckSettings
+from pipelines.stages.facts import FactsSettings
+from pipelines.stages.llava import RELEASED_SAMPLING, LlavaSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionConfig:
+    """`input` is a dataset with images and selections; captions are written beside them.
+
+    `clip_tokenizer` is a folder with CLIP's tokenizer, which counts the tokens of each caption (None: not counted).
+    `selected_only` false captions every image and needs no selections.
+    """
+
+    input: str
+    captioner: FactsSettings | LlavaSettings
+    checks: CheckSettings = field(default_factory=CheckSettings)
+    batch_size: int
+    clip_tokenizer: str | None = None
+    selected_only: bool = True
+    workers: WorkerOptions = field(default_factory=WorkerOptions)
+
+
+def tiny() -> CaptionConfig:
+    """What can be measured, in words: needs no weights."""
+    return CaptionConfig(input="demo-output/corpus", captioner=FactsSettings(), checks=CheckSettings(reasks=0), batch_size=8,
+                         clip_tokenizer="priors/tiny/tokenizer")
+
+
+def llava_13b() -> CaptionConfig:
+    """The paper's captioner (Sec. 3.2) on every GPU of the cluster, greedy, so that a caption can be made again."""
+    return CaptionConfig(input="s3://corpus/v1", captioner=LlavaSettings(model="llava-hf/llava-1.5-13b-hf"),
+                         batch_size=16,  # choice: 26 GB of weights and 16 caches of 1200 tokens (16 GB) fit 48 GB
+                         workers=WorkerOptions(workers=0, cpus=4, gpus=1))
+
+
+def llava_7b() -> CaptionConfig:
+    """The smaller sibling, for GPUs of 24 GB."""
+    return replace(llava_13b(), captioner=LlavaSettings(model="llava-hf/llava-1.5-7b-hf"), batch_size=8)
+
+
+def llava_13b_released() -> CaptionConfig:
+    """As the released code decodes: temperature 0.2, top-p 0.7; drawn from a seed of the image, so it too can be made again."""
+    return replace(llava_13b(), captioner=LlavaSettings(model="llava-hf/llava-1.5-13b-hf", decoding=RELEASED_SAMPLING))
+
+
+RECIPES = {"tiny": tiny, "llava_13b": llava_13b, "llava_7b": llava_7b, "llava_13b_released": llava_13b_released}
