@@ -89,7 +89,7 @@ class MlflowTracker:
         self._last_step: dict[str, int] = {}
         found = self._find(run_id) if run_id else None
         self._resumed = found is not None
-        self.run_id: str = found or self._begin(experiment, run_name)
+        self.run_id: str = found or self._begin(uri, experiment, run_name)
         if run_id and not found:
             self.tags({"continues": run_id})
 
@@ -101,12 +101,12 @@ class MlflowTracker:
             return run_id
         return None
 
-    def _begin(self, experiment: str, run_name: str) -> str:
+    def _begin(self, uri: str, experiment: str, run_name: str) -> str:
         from mlflow.exceptions import MlflowException
 
         known = self._client.get_experiment_by_name(experiment)
         try:
-            experiment_id = known.experiment_id if known else self._client.create_experiment(experiment)
+            experiment_id = known.experiment_id if known else self._client.create_experiment(experiment, artifact_location(uri))
         except MlflowException:  # another job of the same name was first
             experiment_id = self._client.get_experiment_by_name(experiment).experiment_id
         return str(self._client.create_run(experiment_id, run_name=run_name).info.run_id)
@@ -165,6 +165,27 @@ class MlflowTracker:
     def close(self, status: Status = "FINISHED") -> None:
         self.flush()
         self._client.set_terminated(self.run_id, status=status)
+
+
+def artifact_location(uri: str) -> str | None:
+    """Where a new experiment keeps its files: beside a sqlite database (MLflow would take the current folder), else where the server says."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    return Path(uri.removeprefix("sqlite:///")).resolve().with_name("mlflow-artifacts").as_uri()
+
+
+def read_metrics(uri: str, run_id: str) -> dict[str, list[tuple[int, float]]]:
+    """Every metric of a run as (step, value) in the order of the steps; nothing if the address does not know the run."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri)
+    try:
+        names = sorted(client.get_run(run_id).data.metrics)
+    except MlflowException:
+        return {}
+    return {name: sorted((point.step, point.value) for point in client.get_metric_history(run_id, name)) for name in names}
 
 
 def _leaves(prefix: str, value: Any) -> Iterable[tuple[str, Any]]:

@@ -1,0 +1,1 @@
+"""The page that `make demo` ends with: content read from datasets, drawn as one self-contained HTML file."""

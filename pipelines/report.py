@@ -1,0 +1,54 @@
+#!/usr/bin/env python3
+"""Show a workspace as one self-contained HTML page: ledger, captions, negatives, curves, comparisons, commands, credits.
+
+    python pipelines/report.py --input demo-output --output demo-output/index.html
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __package__ in (None, ""):  # run as a script: the import root is the repository, not this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from infra.config import ConfigError, RunOptions, run_entry
+from infra.storage import StorageError
+from pipelines.recipes.report import RECIPES, ReportConfig
+
+
+def main(argv: list[str]) -> int:
+    """The command line."""
+    return run_entry(argv, prog="pipelines/report.py", summary="a workspace -> one HTML page", recipes=RECIPES, main=run)
+
+
+def run(config: ReportConfig, options: RunOptions) -> int:
+    """Collect, build, write."""
+    if "://" in config.output:
+        raise ConfigError(f"output {config.output!r}: the page is written to a local path")
+    target = Path(config.output).expanduser().resolve()
+    if options.dry_run:
+        print(f"report: would read {config.input} and write {target}")
+        return 0
+    from pipelines.page.build import build  # late: reading datasets and pictures
+    from pipelines.page.collect import collect
+
+    text = build(collect(config, options.tracking))
+    write(target, text)
+    print(f"report: {target} ({len(text.encode()) / 1e6:.1f} MB)", flush=True)
+    return 0
+
+
+def write(target: Path, text: str) -> None:
+    """Replace the page as a whole: a reader never sees half of one."""
+    part = target.with_name(f".{target.name}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(text, encoding="utf-8")
+        part.replace(target)
+    except OSError as error:
+        raise StorageError(f"{target}: {error.strerror or error}: choose another --output") from error
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
