@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any, Self
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from supir_model.connectors import places
-from supir_model.presets import NetworkPreset
+from supir_model.presets import NetworkPreset, UNet
 from supir_model.trunk import AddedConditions, Trunk, embed, recompute, run_encoder
 
 
@@ -26,7 +25,7 @@ class SupirAdaptor(nn.Module):
         self._cross_at = {place.skip: i for i, place in enumerate(self.places) if place.kind == "cross"}
 
     @classmethod
-    def from_unet(cls, unet: UNet2DConditionModel, preset: NetworkPreset) -> Self:
+    def from_unet(cls, unet: UNet, preset: NetworkPreset) -> Self:
         """A fresh adaptor whose trunk starts from the encoder half of `unet`. ValueError if `unet` has other widths."""
         check_same_network(unet, preset)
         adaptor = cls(preset).to(unet.dtype)
@@ -54,7 +53,7 @@ class SupirUNet(nn.Module):
     the adaptor.
     """
 
-    def __init__(self, unet: UNet2DConditionModel, adaptor: SupirAdaptor) -> None:
+    def __init__(self, unet: UNet, adaptor: SupirAdaptor) -> None:
         super().__init__()
         check_same_network(unet, adaptor.preset)
         self.adaptor = adaptor
@@ -62,7 +61,7 @@ class SupirUNet(nn.Module):
         self._prior = (unet.requires_grad_(False).eval(),)  # in a tuple: not a submodule
 
     @property
-    def unet(self) -> UNet2DConditionModel:
+    def unet(self) -> UNet:
         """The frozen prior."""
         return self._prior[0]
 
@@ -127,7 +126,7 @@ class SupirUNet(nn.Module):
         return function(*inputs)
 
 
-def check_same_network(unet: UNet2DConditionModel, preset: NetworkPreset) -> None:
+def check_same_network(unet: UNet, preset: NetworkPreset) -> None:
     """ValueError that names the first difference if `unet` is not the prior that `preset` describes."""
     expected = preset.unet_config()
     for key in set(expected) - {"sample_size"}:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+UNet = Any  # diffusers' UNet2DConditionModel, whose own annotations do not show its modules
+Vae = Any  # diffusers' AutoencoderKL, likewise
 
 TIME_IDS = 6  # original (h, w), crop (top, left), target (h, w); SDXL report, Sec. 2.2
 
@@ -92,17 +92,19 @@ class NetworkPreset:
             "scaling_factor": self.vae_scaling_factor,
         }
 
-    def build_unet(self) -> UNet2DConditionModel:
+    def build_unet(self) -> UNet:
         """A fresh prior with random weights, on the current default device."""
         from diffusers import UNet2DConditionModel
 
-        return UNet2DConditionModel(**self.unet_config())
+        unet: UNet = UNet2DConditionModel
+        return unet(**self.unet_config())
 
-    def build_vae(self) -> AutoencoderKL:
+    def build_vae(self) -> Vae:
         """A fresh autoencoder with random weights, on the current default device."""
         from diffusers import AutoencoderKL
 
-        return AutoencoderKL(**self.vae_config())
+        vae: Vae = AutoencoderKL
+        return vae(**self.vae_config())
 
 
 def _sdxl(name: str, trunk_depth: tuple[int, ...]) -> NetworkPreset:

@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.unets.unet_2d_blocks import CrossAttnDownBlock2D, DownBlock2D, UNetMidBlock2DCrossAttn
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from supir_model.presets import NetworkPreset
+from supir_model.connectors import zeroed
+from supir_model.presets import NetworkPreset, UNet
 
 AddedConditions = Mapping[str, Tensor]  # "text_embeds" [B, pooled_dim] and "time_ids" [B, 6] (pixels), as diffusers names them
 
@@ -41,9 +41,7 @@ class Trunk(nn.Module):
         self.mid_block = UNetMidBlock2DCrossAttn(
             widths[-1], embed_dim, resnet_eps=1e-5, **_transformer(preset, len(widths) - 1)
         )
-        self.hint = nn.Conv2d(preset.latent_channels, widths[0], 3, padding=1)
-        nn.init.zeros_(self.hint.weight)
-        nn.init.zeros_(self.hint.bias)
+        self.hint = zeroed(nn.Conv2d(preset.latent_channels, widths[0], 3, padding=1))
 
     def forward(
         self, x_BCHW: Tensor, timestep_B: Tensor, context_BND: Tensor, added: AddedConditions, z_lq_BCHW: Tensor
@@ -60,7 +58,7 @@ class Trunk(nn.Module):
             block._gradient_checkpointing_func = recompute  # the name that diffusers' blocks call
 
     @torch.no_grad()
-    def copy_encoder_half(self, unet: UNet2DConditionModel) -> None:
+    def copy_encoder_half(self, unet: UNet) -> None:
         """Start from the prior's weights; the hint stays as it is."""
         weights = unet.state_dict()
         for name, tensor in self.state_dict().items():
