@@ -65,7 +65,7 @@ def open_store(url: str) -> Store:
     if url.startswith("s3://"):
         from infra.s3 import S3Store  # late: local runs do not need it
 
-        return S3Store(url.rstrip("/"))
+        return S3Store("s3://" + url.removeprefix("s3://").rstrip("/"))
     if not url:
         raise StorageError("the address is empty: give a local path or s3://bucket/prefix")
     if "://" in url and not url.startswith("file://"):
