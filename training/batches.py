@@ -1,0 +1,270 @@
+"""From a position in the global sequence to a training sample: which row, which crop, which degradation, which text.
+
+Everything here is a pure function of (seed, the run's record, position); what is cached only saves time. One lane's shards
+are all that a position of that lane can touch, so a worker reads its share of the corpus and no more.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from infra.dataset import Dataset
+from infra.holdout import is_held_out
+from supir_model import images
+from training import sequence
+from training.recipes import QUALITY_WORDS, BatchOptions
+from training.record import Tables
+
+TIMESTEPS = 1000  # SDXL's schedule
+FIXED_POSITION = 2**48  # validation draws its degradations far behind the last position of any training
+MAX_FIXED_SHARDS = 8  # choice: where validation pictures are looked for
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One training sample before it becomes a tensor. `gt_HWC`, `lq_HWC` uint8, the crop and its degradation; `timestep` in 0..999."""
+
+    position: int
+    source: str
+    image_id: str
+    gt_HWC: np.ndarray[Any, Any]
+    lq_HWC: np.ndarray[Any, Any]
+    prompt: str
+    timestep: int
+    noise_seed: int
+
+
+class Recent(Generic[T]):
+    """The most recently used values, up to a total size."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._total = limit, 0
+        self._values: OrderedDict[Hashable, tuple[T, int]] = OrderedDict()
+
+    def get(self, name: Hashable, make: Callable[[], T], size: Callable[[T], int] = lambda _: 1) -> T:
+        """The value of this name, made if it is not there."""
+        if name in self._values:
+            self._values.move_to_end(name)
+            return self._values[name][0]
+        value = make()
+        self._values[name] = (value, size(value))
+        self._total += self._values[name][1]
+        while self._total > self._limit and len(self._values) > 1:
+            self._total -= self._values.popitem(last=False)[1][1]
+        return value
+
+
+class SourceReader:
+    """The rows of one source of the mixture, by shard and image id, as the run's record fixed them."""
+
+    def __init__(self, one: Tables, *, seed: int, options: BatchOptions, shards_in_memory: int) -> None:
+        self.source = one.source
+        self._commits = one.tables
+        self._shards = one.shards
+        self._dataset = Dataset(one.source.url)
+        self._taken_down = self._dataset.takedowns()
+        self._seed, self._options = seed, options
+        self._tables: Recent[dict[str, dict[str, Any]]] = Recent(shards_in_memory)
+        self._usable: dict[int, tuple[str, ...]] = {}
+        self._lanes: dict[int, tuple[sequence.LaneOrder, list[sequence.Unit]]] = {}
+
+    def row(self, lane: int, index: int) -> dict[str, Any]:
+        """The lane's index-th row: of the images table, with `caption`. A row that must not be used gives way to the next one.
+
+        Raises ValueError if nothing may be used.
+        """
+        order, units = self._lane(lane)
+        for hop in range(order.rows):  # as a rule the first is taken; others keep their places when one is taken down
+            unit, k = order.locate(index + hop)
+            shard = units[unit].shard
+            usable = self._ids(shard)
+            image_id = usable[units[unit].rows(len(usable))[k]]
+            row = self._captioned(shard, image_id)
+            if not self._barred(row):
+                return row
+        raise ValueError(f"{self.source.name}: every row of lane {lane} is held out or taken down: add images, or lower batch.lanes")
+
+    def _barred(self, row: dict[str, Any]) -> bool:
+        parent = row.get("parent_image_id")
+        held_out = self._options.exclude_heldout and parent is not None and is_held_out(parent)
+        return held_out or not self._taken_down.isdisjoint({row["image_id"], row["source_id"], parent})
+
+    def _lane(self, lane: int) -> tuple[sequence.LaneOrder, list[sequence.Unit]]:
+        if lane not in self._lanes:
+            self._lanes[lane] = self._find_lane(lane)
+        return self._lanes[lane]
+
+    def _find_lane(self, lane: int) -> tuple[sequence.LaneOrder, list[sequence.Unit]]:
+        """The lane's own units; if none of them has a usable row, those of the next lane that has."""
+        lanes = self._options.lanes
+        for hop in range(lanes):
+            units = sequence.units_of((lane + hop) % lanes, lanes=lanes, shards=len(self._shards))
+            sizes = tuple(len(unit.rows(len(self._ids(unit.shard)))) for unit in units)
+            if sum(sizes):
+                order = sequence.LaneOrder(
+                    seed=self._seed, name=self.source.name, lane=lane, sizes=sizes, window=self._options.window_shards
+                )
+                return order, units
+        found = {table: sum(1 for _ in shards) for table, shards in self._commits.items()}
+        raise ValueError(
+            f"{self.source.name}: {self.source.url} has no row that may be trained on (shards by table: {found}): "
+            "look at the ledger of curate and caption, or add images"
+        )
+
+    def _ids(self, shard: int) -> tuple[str, ...]:
+        """Ids of a shard's rows that may be trained on, in the shard's order."""
+        if shard not in self._usable:
+            self._usable[shard] = tuple(image_id for image_id in self.accepted(shard) if not self._held_out(image_id))
+        return self._usable[shard]
+
+    def accepted(self, shard: int) -> list[str]:
+        """Ids of a shard's rows that were selected and have a caption if one is needed, in the shard's order."""
+        known: list[str] = [table for table in ("selections", "captions") if table in self._commits]
+        keep = [self._accepted(table, shard) for table in known or ["images"]]
+        return [image_id for image_id in keep[0] if all(image_id in other for other in keep[1:])]
+
+    def fixed_rows(self, count: int) -> list[dict[str, Any]]:
+        """The same rows whenever they are asked for: held-out ones first, of the first shards, with `caption`."""
+        found: list[dict[str, Any]] = []
+        for shard in range(min(len(self._shards), MAX_FIXED_SHARDS)):
+            found += [self._captioned(shard, image_id) for image_id in self.accepted(shard)]
+            if sum(is_held_out(row["image_id"]) for row in found) >= count:
+                break
+        allowed = [row for row in found if self._taken_down.isdisjoint({row["image_id"], row["source_id"]})]
+        return sorted(allowed, key=lambda row: not is_held_out(row["image_id"]))[:count]
+
+    def _captioned(self, shard: int, image_id: str) -> dict[str, Any]:
+        caption = self._rows("captions", shard)[image_id]["caption"] if self.source.captions else ""
+        return {**self._rows("images", shard)[image_id], "caption": caption}
+
+    def _accepted(self, table: str, shard: int) -> dict[str, None]:
+        columns = ["image_id", *(["accepted"] if table == "selections" else [])]
+        rows = self._read(table, shard, columns)
+        return {row["image_id"]: None for row in rows.to_pylist() if row.get("accepted", True)}
+
+    def _held_out(self, image_id: str) -> bool:
+        return self._options.exclude_heldout and is_held_out(image_id)
+
+    def _rows(self, table: str, shard: int) -> dict[str, dict[str, Any]]:
+        def load() -> dict[str, dict[str, Any]]:
+            return {row["image_id"]: row for row in self._read(table, shard, _COLUMNS[table]).to_pylist()}
+
+        return self._tables.get((table, shard), load)
+
+    def _read(self, table: str, shard: int, columns: list[str]) -> pa.Table:
+        commit = self._commits[table].get(self._shards[shard])
+        if commit is None:  # the table does not have this shard (yet): no row of it is usable
+            return pa.table({name: pa.array([], pa.string()) for name in columns})
+        rows = self._dataset.read(self._dataset.load_commits([commit])[0])
+        return rows.select([name for name in columns if name in rows.column_names])
+
+
+_COLUMNS = {"images": ["image_id", "source_id", "bytes", "parent_image_id"], "captions": ["image_id", "caption"]}
+
+
+class Batches:
+    """Samples by position, for any worker."""
+
+    def __init__(self, sources: list[Tables], *, seed: int, options: BatchOptions, world: int) -> None:
+        in_memory = 2 * options.window_shards * max(1, options.lanes // world)
+        self._sources = [SourceReader(one, seed=seed, options=options, shards_in_memory=in_memory) for one in sources]
+        self._parts = sequence.shares([one.source.weight for one in sources])
+        self._seed, self._options = seed, options
+        self._decoded: Recent[np.ndarray[Any, Any]] = Recent(options.cache_mb * 2**20)
+
+    def sample(self, position: int) -> Sample:
+        """The sample of one position of the global sequence."""
+        from supir_model import degradation
+
+        seed, options = self._seed, self._options
+        turn, lane = divmod(position, options.lanes)
+        source, index = sequence.draw_source(seed, lane, turn, self._parts)
+        reader = self._sources[source]
+        row = reader.row(lane, index)
+        gt_HWC = self._crop(row, position)
+        drawn = degradation.draw(options.degradation, seed, position, options.crop_px)
+        return Sample(
+            position=position,
+            source=reader.source.name,
+            image_id=row["image_id"],
+            gt_HWC=gt_HWC,
+            lq_HWC=degradation.apply_rgb(gt_HWC, drawn),
+            prompt=self._prompt(row["caption"], reader, position),
+            timestep=int(sequence.uniform(seed, "timestep", position) * TIMESTEPS),
+            noise_seed=sequence.key(seed, "noise", position) >> 1,
+        )
+
+    def fixed(self, count: int) -> list[Sample]:
+        """Samples that never change, of the first source: centre crops of held-out pictures, one degradation for each."""
+        from supir_model import degradation
+
+        reader, samples = self._sources[0], []
+        for i, row in enumerate(reader.fixed_rows(count)):
+            gt_HWC = images.crop(self._decode(row), self._options.crop_px)
+            drawn = degradation.draw(self._options.degradation, self._seed, FIXED_POSITION + i, self._options.crop_px)
+            sample = Sample(
+                position=FIXED_POSITION + i,
+                source=reader.source.name,
+                image_id=row["image_id"],
+                gt_HWC=gt_HWC,
+                lq_HWC=degradation.apply_rgb(gt_HWC, drawn),
+                prompt=row["caption"] + QUALITY_WORDS[self._options.quality_words],
+                timestep=0,
+                noise_seed=sequence.key(self._seed, "validation noise", i) >> 1,
+            )
+            samples.append(sample)
+        return samples
+
+    def check(self) -> None:
+        """Draw one sample of each source in lane 0; raises what is wrong with the data, before any training."""
+        for reader in self._sources:
+            row = reader.row(0, 0)
+            self._crop(row, 0)
+
+    def _crop(self, row: dict[str, Any], position: int) -> np.ndarray[Any, Any]:
+        rgb_HWC = self._decoded.get(row["image_id"], lambda: self._decode(row), lambda image: image.nbytes)
+        draw = [sequence.uniform(self._seed, purpose, position) for purpose in ("crop top", "crop left", "flip")]
+        rgb_HWC = images.crop(rgb_HWC, self._options.crop_px, u_y=draw[0], u_x=draw[1])
+        return np.ascontiguousarray(rgb_HWC[:, ::-1]) if self._options.flip and draw[2] < 0.5 else rgb_HWC
+
+    def _decode(self, row: dict[str, Any]) -> np.ndarray[Any, Any]:
+        try:
+            rgb_HWC = images.decode(row["bytes"]).rgb_HWC
+        except images.ImageError as error:
+            raise ValueError(f"image {row['image_id']} cannot be decoded ({error}): add its id to the dataset's takedowns") from error
+        wanted = self._options.short_side_px or max(min(rgb_HWC.shape[:2]), self._options.crop_px)
+        return images.resize_short_side(rgb_HWC, max(wanted, self._options.crop_px))
+
+    def _prompt(self, caption: str, reader: SourceReader, position: int) -> str:
+        if reader.source.negative or not reader.source.captions:
+            return caption
+        if sequence.uniform(self._seed, "caption dropout", position) < self._options.caption_dropout:
+            return ""
+        words = QUALITY_WORDS[self._options.quality_words]
+        return caption + words  # joined as they are, as at inference (supir_model.presets.Prompts)
+
+
+def prefetch(make: Callable[[int], T], first: int, last: int, ahead: int) -> Iterator[tuple[T, float]]:
+    """make(first) … make(last - 1), made ahead in one thread; with each, how many seconds it was waited for."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="decode-ahead")
+    ahead = max(ahead, 1)
+    try:
+        pending = deque(pool.submit(make, number) for number in range(first, min(first + ahead, last)))
+        for number in range(first, last):
+            asked = time.perf_counter()
+            value = pending.popleft().result()
+            waited_s = time.perf_counter() - asked
+            if number + ahead < last:
+                pending.append(pool.submit(make, number + ahead))
+            yield value, waited_s
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

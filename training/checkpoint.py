@@ -1,0 +1,196 @@
+"""Checkpoints of our own: a training state by parameter name, readable on any number of workers and by either engine.
+
+    checkpoints/files/step-00000100.<attempt>.<part>.safetensors   fp32 tensors: weights, exp_avg, exp_avg_sq, perhaps ema
+    checkpoints/step-00000100.json                                 created last, once; names the files and their sha256
+    checkpoints/damaged/…                                          manifests whose files were not what they say
+
+A checkpoint exists when its manifest does: killed at any moment, a save is complete or absent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from infra.storage import NotFound, StorageError, Store, unique_name
+
+if TYPE_CHECKING:
+    import torch
+
+FORMAT = 1
+FOLDER = "checkpoints"
+Say = Callable[[str], None]
+
+
+class DamagedCheckpoint(StorageError):
+    """A checkpoint's files are missing or are not what its manifest says."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """What a checkpoint's tensors are: `trained` "encoder" or "adaptor" of a network preset, and a hash of names and shapes."""
+
+    trained: str
+    preset: str
+    shapes: str
+
+    def __str__(self) -> str:
+        return f"the {self.trained} of network {self.preset!r} (shapes {self.shapes})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meta:
+    """What is known of a state beside its tensors. `step` updates are done; `next_position` is the first sample not yet used."""
+
+    step: int
+    next_position: int
+    optimizer_step: int
+    network: Network
+    run: str  # digest of the run's configuration and data
+    tracker_run_id: str
+    world: int  # workers that saved it; for the reader's information only
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Meta:
+        """The inverse of `dataclasses.asdict`."""
+        return Meta(**{**data, "network": Network(**data["network"])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A verified state: `parts[part][parameter name]` fp32 CPU tensors."""
+
+    meta: Meta
+    parts: dict[str, dict[str, torch.Tensor]]
+
+
+def network_of(trained: str, preset: str, named: Mapping[str, torch.Tensor]) -> Network:
+    """The identity of a module's trainable parameters."""
+    shapes = json.dumps(sorted((name, list(tensor.shape)) for name, tensor in named.items()))
+    return Network(trained=trained, preset=preset, shapes=hashlib.sha256(shapes.encode()).hexdigest()[:12])
+
+
+def check_network(found: Network, expected: Network, where: str) -> None:
+    """ValueError that names both networks unless they are the same."""
+    if found != expected:
+        raise ValueError(
+            f"{where} holds {found}, this run trains {expected}: choose another --output, or the recipe and network that it was made with"
+        )
+
+
+def manifest_key(step: int) -> str:
+    """Where the manifest of a step lives."""
+    return f"{FOLDER}/step-{step:08d}.json"
+
+
+def save(store: Store, meta: Meta, parts: Mapping[str, Mapping[str, torch.Tensor]], keep: int) -> str:
+    """Write a state and make it exist; then remove what the policy no longer keeps. Returns the manifest's key."""
+    from safetensors.torch import save as to_bytes
+
+    files: dict[str, dict[str, Any]] = {}
+    for part, named in parts.items():
+        data = to_bytes({name: tensor.contiguous() for name, tensor in named.items()})
+        path = unique_name(f"{FOLDER}/files/step-{meta.step:08d}", f".{part}.safetensors")
+        store.put(path, data)
+        files[part] = {"path": path, "sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}
+    manifest = {"format": FORMAT, "meta": asdict(meta), "files": files}
+    name = manifest_key(meta.step)
+    if not store.create(name, json.dumps(manifest, indent=1, sort_keys=True).encode()):
+        for file in files.values():  # an earlier attempt at this step is complete: equal content, its files stay
+            store.delete(file["path"])
+    prune(store, keep)
+    return name
+
+
+def steps(store: Store) -> list[int]:
+    """Steps that have a manifest, oldest first."""
+    names = (entry.key.removeprefix(f"{FOLDER}/") for entry in store.list(FOLDER))
+    return sorted(int(name[5:-5]) for name in names if name.startswith("step-") and name.endswith(".json"))
+
+
+def read(store: Store, step: int) -> Loaded:
+    """The state of one step, every file verified. Raises DamagedCheckpoint."""
+    from safetensors.torch import load as from_bytes
+
+    manifest = json.loads(store.read(manifest_key(step)))
+    if manifest.get("format") != FORMAT:
+        raise DamagedCheckpoint(f"format {manifest.get('format')} found, {FORMAT} expected")
+    parts = {}
+    for part, file in manifest["files"].items():
+        try:
+            data = store.read(file["path"])
+        except NotFound as error:
+            raise DamagedCheckpoint(f"{file['path']} is missing") from error
+        found = hashlib.sha256(data).hexdigest()
+        if found != file["sha256"]:
+            raise DamagedCheckpoint(f"{file['path']} has sha256 {found[:12]}…, expected {file['sha256'][:12]}…")
+        parts[part] = from_bytes(data)
+    return Loaded(meta=Meta.from_json(manifest["meta"]), parts=parts)
+
+
+def newest(store: Store, say: Say) -> Loaded | None:
+    """The newest state whose files are what its manifest says; damaged ones are set aside, with a word."""
+    for step in reversed(steps(store)):
+        try:
+            return read(store, step)
+        except (DamagedCheckpoint, ValueError, KeyError) as error:  # ValueError, KeyError: a manifest that is not ours any more
+            say(f"checkpoint of step {step} is damaged ({error}); it is set aside, and the one before it is used")
+            _set_aside(store, step)
+    return None
+
+
+def _set_aside(store: Store, step: int) -> None:
+    name = manifest_key(step)
+    store.put(unique_name(f"{FOLDER}/damaged/step-{step:08d}", ".json"), store.read(name))
+    store.delete(name)
+
+
+def prune(store: Store, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints: each manifest first, so that what is half removed does not exist."""
+    for step in steps(store)[: -max(keep, 1)]:
+        manifest = json.loads(store.read(manifest_key(step)))
+        store.delete(manifest_key(step))
+        for file in manifest["files"].values():
+            store.delete(file["path"])
+
+
+def sweep(store: Store) -> int:
+    """Remove files that no manifest names (a save that was killed). Only for who is sure to be the only writer; returns how many."""
+    manifests = [store.read(manifest_key(step)) for step in steps(store)]
+    named = {file["path"] for data in manifests for file in json.loads(data).get("files", {}).values()}
+    rubbish = [entry.key for entry in store.list(f"{FOLDER}/files") if entry.key not in named]
+    for path in rubbish:
+        store.delete(path)
+    return len(rubbish)
+
+
+class Writer:
+    """Saves behind the training: one at a time; the state was copied before, so the next step may change it."""
+
+    def __init__(self, store: Store, keep: int) -> None:
+        self._store = store
+        self._keep = keep
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[str] | None = None
+
+    def save(self, meta: Meta, parts: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+        """Begin a save; waits for the one before, and raises what went wrong with it."""
+        self.wait()
+        self._pending = self._pool.submit(save, self._store, meta, parts, self._keep)
+
+    def wait(self) -> None:
+        """Until the save under way is complete; raises what went wrong with it."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def close(self) -> None:
+        """Wait, and end the thread."""
+        try:
+            self.wait()
+        finally:
+            self._pool.shutdown()

@@ -1,0 +1,37 @@
+"""What both training entries do: plan, check, begin or continue, train."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from infra.config import RunOptions
+from infra.storage import open_store
+from training import preflight, record
+from training.launch import Job, Stopped, launch
+from training.recipes import EncoderConfig, RunConfig
+
+
+def run(config: RunConfig, options: RunOptions) -> int:
+    """0: trained, or already finished; 1: stopped while training."""
+    stage = "encoder" if isinstance(config, EncoderConfig) else "adaptor"
+    if isinstance(config, EncoderConfig) and config.loss == "paper":
+        print("warning: loss=paper is the printed formula; a constant encoder minimises it, watch the alarms (docs/numerics.md)")
+    store, begun = open_store(config.output), time.monotonic()
+    if not options.dry_run and record.finished_steps(store) >= config.steps:
+        record.begin_or_continue(config.output, record.survey(config, captions=stage == "adaptor"))  # the same run, or an error
+        print(f"finished: {config.steps} steps are done, the weights are in {store.url}/{stage}; nothing to do")
+        return 0
+    plan = preflight.make_plan(config)
+    preflight.show(plan, f"train_{stage}", options)
+    if options.dry_run:
+        return 0
+    preflight.check_output(config.output)
+    record.begin_or_continue(config.output, preflight.refuse_missing(plan))
+    try:
+        launch(Job(config=config, tracking=options.tracking))
+    except (Stopped, ArithmeticError) as reason:
+        print(f"train_{stage} stopped: {reason}", file=sys.stderr)
+        return 1
+    print(f"finished in {time.monotonic() - begun:.0f} s: the weights are in {store.url}/{stage}")
+    return 0

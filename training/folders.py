@@ -1,0 +1,29 @@
+"""Folders of weights at any address, as local folders: what a network is loaded from must be on this machine's disk."""
+
+from __future__ import annotations
+
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from infra.storage import LocalStore, open_store
+
+
+@cache
+def local_folder(url: str) -> Path:
+    """The folder itself if it is local, else a copy of it, fetched once per process. ValueError if there is nothing."""
+    store = open_store(url)
+    if isinstance(store, LocalStore):
+        folder = Path(store.url)
+        if not folder.is_dir():
+            raise ValueError(f"folder {folder} does not exist: train or download the weights first, or give another address")
+        return folder
+    entries = list(store.list())
+    if not entries:
+        raise ValueError(f"{url} holds no file: train or upload the weights first, or give another address")
+    folder = Path(tempfile.mkdtemp(prefix="weights-"))
+    for entry in entries:
+        path = folder / entry.key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(store.read(entry.key))
+    return folder

@@ -1,0 +1,201 @@
+"""Starting the workers, and the only file of training/ that imports ray: Ray Train, or this process alone.
+
+    driver                                  worker (one a GPU, or a CPU core)
+    launch(job) --- TorchTrainer ---------> run_worker(job, place)
+                                            the loop; checkpoints and metrics go from there to storage and tracker
+
+A worker that dies takes its group with it; Ray Train starts the group again, and the loop continues from the newest
+checkpoint. Ray's own checkpoints are not used: ours lie in the run's output folder and can be resumed without Ray.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from infra.storage import open_store
+from training.recipes import LaunchOptions, RunConfig
+
+ROOT = str(Path(__file__).resolve().parents[1])
+STOPS = "stops"  # why an attempt ended that must not be tried again
+HEALTH_CHECK_S = "2"  # choice: a dead worker is noticed within seconds; Ray's default is 2 s of polling with longer timeouts
+START_TIMEOUT_S = "300"  # choice: images of many GB start slowly; Ray gives up after 60 s
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a worker is told. `attempt` names this start of the command."""
+
+    config: RunConfig
+    tracking: str | None
+    attempt: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
+
+
+class Stopped(RuntimeError):
+    """The training ended for a reason that another attempt would meet again."""
+
+
+def launch(job: Job) -> None:
+    """Train to the end, on the workers that the configuration asks for. Raises Stopped with the reason if it cannot."""
+    if job.config.launch.launcher == "local":
+        from training.worker import run_here
+
+        run_here(job)
+    else:
+        _on_ray(job)
+    reason = stop_reason(job)
+    if reason:
+        raise Stopped(reason)
+
+
+def stop_reason(job: Job) -> str | None:
+    """Why this attempt was stopped by one of its workers, if it was."""
+    store = open_store(job.config.output)
+    name = f"{STOPS}/{job.attempt}.json"
+    return str(json.loads(store.read(name))["reason"]) if store.exists(name) else None
+
+
+def write_stop_reason(job: Job, reason: str) -> None:
+    """Said by the first worker that finds it; the others' reasons follow from it."""
+    open_store(job.config.output).create(f"{STOPS}/{job.attempt}.json", json.dumps({"reason": reason}).encode())
+
+
+# ---------------------------------------------------------------- Ray
+
+
+@contextmanager
+def connection(options: LaunchOptions) -> Iterator[None]:
+    """A connection to the cluster at RAY_ADDRESS, or a local one of our own that ends with it."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", HEALTH_CHECK_S)
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", START_TIMEOUT_S)
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ half warns on stderr of what it does itself
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS") or "local"  # without it ray would join any cluster that somebody started on this machine
+    more: dict[str, Any] = {}
+    if address == "local":
+        more = {"include_dashboard": False, "num_cpus": _cpus(options)}
+    ray.init(address=address, runtime_env={"env_vars": _environment()}, log_to_driver=False, logging_level=logging.ERROR, **more)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _cpus(options: LaunchOptions) -> int:
+    """Workers and Ray Train's controller must fit, also where there are fewer cores than workers."""
+    return max(os.cpu_count() or 1, int(options.workers * options.cpus_per_worker) + 1)
+
+
+def _environment() -> dict[str, str]:
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:  # under `ray job submit` the working directory is on the path already
+        return {}
+    return {"PYTHONPATH": os.pathsep.join([ROOT, *filter(None, [os.environ.get("PYTHONPATH")])])}
+
+
+def _on_ray(job: Job) -> None:
+    with connection(job.config.launch):
+        from ray.train import FailureConfig, ScalingConfig
+        from ray.train import RunConfig as RayRun
+        from ray.train.torch import TorchConfig, TorchTrainer
+        from ray.util.queue import Queue
+
+        options = job.config.launch
+        resources = {"CPU": options.cpus_per_worker, **({"GPU": options.gpus_per_worker} if options.gpus_per_worker else {})}
+        lines = Queue(actor_options={"num_cpus": 0})
+        trainer = TorchTrainer(
+            _worker_main,
+            train_loop_config={"job": job, "lines": lines},
+            torch_config=TorchConfig(backend="nccl" if options.gpus_per_worker else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=options.workers, use_gpu=bool(options.gpus_per_worker), resources_per_worker=resources
+            ),
+            run_config=RayRun(name=job.attempt, failure_config=FailureConfig(max_failures=options.restarts), **_ray_storage(job)),
+        )
+        with _printing(lines):
+            _fit(trainer, job)
+        lines.shutdown(force=True)
+
+
+def _fit(trainer: Any, job: Job) -> None:
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        raise Stopped(
+            f"the workers failed more often than launch.restarts={job.config.launch.restarts} allows; the last failure: {error}. "
+            "The newest checkpoint stands: run the same command again to continue"
+        ) from error
+
+
+def _ray_storage(job: Job) -> dict[str, Any]:
+    """Where Ray Train keeps its own small files: beside the run, reachable from every node."""
+    url = open_store(job.config.output).child("ray").url
+    if not url.startswith("s3://"):
+        return {"storage_path": url}
+    import s3fs
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    return {"storage_path": url.removeprefix("s3://"), "storage_filesystem": PyFileSystem(FSSpecHandler(s3fs.S3FileSystem()))}
+
+
+@contextmanager
+def _printing(lines: Any) -> Iterator[None]:
+    """What workers say appears here, unadorned."""
+    done = threading.Event()
+
+    def pump() -> None:
+        while not done.is_set() or not lines.empty():
+            for line in lines.get_nowait_batch(min(lines.qsize(), 100)) if lines.qsize() else ():
+                print(line, flush=True)
+            time.sleep(0.3)
+
+    thread = threading.Thread(target=pump, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(timeout=10)
+
+
+def _worker_main(told: dict[str, Any]) -> None:
+    """On every worker of the group, inside its process group."""
+    import ray.train.torch
+    from ray.train import get_context
+
+    from training.loop import NotFinite, Place
+    from training.worker import run_worker
+
+    job, lines = told["job"], told["lines"]
+    if stop_reason(job):
+        return  # started again after a worker stopped for good: there is nothing to try
+    context = get_context()
+    place = Place(rank=context.get_world_rank(), world=context.get_world_size(), device=ray.train.torch.get_device())
+
+    def say(line: str) -> None:
+        if place.rank == 0:
+            lines.put_nowait(line)
+
+    try:
+        run_worker(job, place, say)
+    except (NotFinite, ValueError) as error:
+        write_stop_reason(job, str(error))
+        raise
+

@@ -1,0 +1,108 @@
+"""Memory of one worker, counted: the networks and one forward pass of the step on fake tensors, which have shapes and no numbers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from supir_model.presets import NetworkPreset, get_network
+from training.recipes import AdaptorConfig, Arithmetic, EncoderConfig, RunConfig
+
+if TYPE_CHECKING:
+    import torch
+
+SDXL_TEXT_PARAMETERS = 817_719_552  # measured: CLIP-L (123 M) and OpenCLIP bigG (695 M), counted from their configurations
+TOKENS = 77
+
+
+def estimate(config: RunConfig, cut: Arithmetic) -> dict[str, float]:
+    """Bytes by part: frozen weights, trained weights, gradients, Adam's moments, moving average, activations."""
+    from diffusers.utils import logging
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    logging.get_logger("diffusers.models.modeling_utils").setLevel("ERROR")  # warns of every cast
+    preset, half = get_network(config.network), config.precision == "bf16"
+    with FakeTensorMode():
+        step, frozen, batch = _build(config, preset, cut.micro_batch)
+        kept = activations(step, batch)
+    trained = sum(p.numel() for p in step.parameters() if p.requires_grad)
+    sharded = config.engine.kind == "zero"
+    share = cut.world if sharded else 1
+    gradient_share = cut.world if sharded and config.engine.zero_stage >= 2 else 1
+    moments = 0 if config.engine.offload_optimizer else 2 * 4 * trained / share
+    master = 4 * trained / share if sharded and not config.engine.offload_optimizer else 0
+    return {
+        "frozen": frozen * (2 if half else 4),
+        "trained": 4 * trained + master,
+        "gradients": 4 * trained / gradient_share,
+        "moments": moments,
+        "average": 4 * trained / share if config.optimizer.ema_half_life_images else 0,
+        "activations": kept,
+    }
+
+
+def activations(step: torch.nn.Module, batch: dict[str, Any]) -> float:
+    """Bytes that one forward pass keeps for the backward pass: every saved tensor once, the weights left out."""
+    import torch
+
+    weights = {id(p.untyped_storage()) for p in step.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if not isinstance(tensor, torch.nn.Parameter) and id(tensor.untyped_storage()) not in weights:
+            kept[tensor.untyped_storage()._cdata] = tensor  # held, so that no address is counted for two
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        step(batch)
+    return float(sum(tensor.untyped_storage().nbytes() for tensor in kept.values()))
+
+
+def _build(config: RunConfig, preset: NetworkPreset, batch: int) -> tuple[torch.nn.Module, int, dict[str, Any]]:
+    """The step module with its networks, the number of frozen parameters, and a batch."""
+    import torch
+
+    from supir_model.network import SupirAdaptor
+    from training.step import AdaptorStep, EncoderStep
+
+    half = config.precision == "bf16"
+    dtype = torch.bfloat16 if half else torch.float32
+    vae = _frozen(preset.build_vae(), dtype)
+    crop, side = config.batch.crop_px, config.batch.crop_px // preset.vae_factor
+    x_BCHW = torch.empty(batch, 3, crop, crop)
+    pair: dict[str, Any] = {"x_gt_BCHW": x_BCHW, "x_lq_BCHW": x_BCHW}
+    if isinstance(config, EncoderConfig):
+        step = EncoderStep(vae, preset.build_vae().encoder, loss=config.loss, latent_weight=config.latent_weight, bf16=half)
+        return step, _count(vae), pair
+    assert isinstance(config, AdaptorConfig), f"no stage for a {type(config).__name__}"
+    unet = _frozen(preset.build_unet(), dtype)
+    text = (torch.empty(batch, TOKENS, preset.context_dim, dtype=dtype), torch.empty(batch, preset.pooled_dim, dtype=dtype))
+    adaptor = SupirAdaptor(preset)
+    encoder = _frozen(preset.build_vae().encoder, dtype)
+    stage2 = AdaptorStep(
+        unet=unet,
+        adaptor=adaptor,
+        vae=vae,
+        encoder=encoder,
+        encode_text=lambda _: text,
+        conditioning_size_px=config.conditioning_size_px,
+        bf16=half,
+    )
+    noise_BCHW = torch.empty(batch, preset.latent_channels, side, side)
+    timestep_B = torch.zeros(batch, dtype=torch.long)
+    text_parameters = SDXL_TEXT_PARAMETERS if preset.name.startswith("sdxl") else 0
+    frozen = _count(unet) + _count(vae) + _count(encoder) + text_parameters
+    return stage2, frozen, {**pair, "prompts": [], "timestep_B": timestep_B, "noise_BCHW": noise_BCHW}
+
+
+def _frozen(module: Any, dtype: torch.dtype) -> Any:
+    """Parameters of a type, without gradients; `Module.to` cannot do it with fake tensors."""
+    import torch
+
+    for inner in module.modules():
+        for name, p in inner.named_parameters(recurse=False):
+            setattr(inner, name, torch.nn.Parameter(p.detach().to(dtype), requires_grad=False))
+    return module
+
+
+def _count(module: Any) -> int:
+    return sum(p.numel() for p in module.parameters())

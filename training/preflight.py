@@ -1,0 +1,121 @@
+"""Before the first step: what can be known about a run, checked and printed. `--dry-run` stops here."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from infra.config import RunOptions
+from infra.storage import StorageError, open_store
+from training import record, sequence
+from training.recipes import AdaptorConfig, Arithmetic, RunConfig, batch_arithmetic
+
+CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_FULL_URI")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run will do; `warnings` are what must be there before it can."""
+
+    lines: list[str]
+    warnings: list[str]
+    found: record.Record | None
+
+
+def make_plan(config: RunConfig) -> Plan:
+    """Check everything that can be checked without starting. Raises ValueError or StorageError that teach."""
+    from supir_model.presets import get_network
+
+    world = 1 if config.launch.launcher == "local" else config.launch.workers
+    cut, preset = batch_arithmetic(config.batch, world), get_network(config.network)
+    _check_sizes(config, preset.vae_factor)
+    shares = sequence.shares([source.weight for source in config.sources])
+    warnings = _missing_weights(config)
+    found, data_lines = _data(config, warnings)
+    mixture = ", ".join(f"{s.name} {share / sequence.BLOCK_TURNS:.1%}" for s, share in zip(config.sources, shares, strict=True))
+    lines = [
+        f"steps        {config.steps} of {config.batch.global_batch} images = {config.steps * config.batch.global_batch:,} images",
+        _batch_line(config, cut),
+        f"mixture      {mixture}; {config.batch.lanes} lanes, {config.batch.lanes // world} a worker",
+        *data_lines,
+        *_memory(config, cut),
+    ]
+    return Plan(lines=lines, warnings=warnings, found=found)
+
+
+def _batch_line(config: RunConfig, cut: Arithmetic) -> str:
+    engine = config.engine.kind if config.engine.kind == "plain" else f"ZeRO-{config.engine.zero_stage}"
+    passes = f"micro batch {cut.micro_batch} x {cut.accumulation} passes x {cut.world} workers"
+    return f"batch        {config.batch.global_batch} = {passes}, {engine}, {config.precision}"
+
+
+def _check_sizes(config: RunConfig, vae_factor: int) -> None:
+    crop, side, multiple = config.batch.crop_px, config.batch.short_side_px, vae_factor * 4
+    if crop < multiple or crop % multiple:
+        raise ValueError(f"batch.crop_px is {crop}, expected a multiple of {multiple} (autoencoder {vae_factor}, UNet 4)")
+    if side is not None and side < crop:
+        raise ValueError(f"batch.short_side_px is {side}, smaller than batch.crop_px ({crop}): raise it, or set it to none")
+    if config.steps < 1:
+        raise ValueError(f"steps is {config.steps}, expected 1 or more")
+
+
+def _missing_weights(config: RunConfig) -> list[str]:
+    """Folders of weights that are not on this disk (an address in a bucket is looked at when the run starts)."""
+    wanted = [("prior", config.prior, "SDXL base in diffusers' layout, or a folder that training/train_prior.py writes")]
+    if isinstance(config, AdaptorConfig) and config.encoder:
+        wanted.append(("encoder", config.encoder, "the encoder/ folder that training/train_encoder.py writes"))
+    return [
+        f"{name}: {url} is not there yet; needed: {what}" for name, url, what in wanted if "://" not in url and not Path(url).is_dir()
+    ]
+
+
+def _data(config: RunConfig, warnings: list[str]) -> tuple[record.Record | None, list[str]]:
+    remote = [source.url for source in config.sources if source.url.startswith("s3://")]
+    if remote and not any(os.environ.get(name) for name in CREDENTIALS):
+        warnings.append(f"data: {', '.join(remote)} not looked at, for there are no credentials: set AWS_ACCESS_KEY_ID or AWS_PROFILE")
+        return None, []
+    found = record.survey(config, captions=isinstance(config, AdaptorConfig))
+    lines = []
+    for one in found.sources:
+        shards = ", ".join(f"{table} {len(commits)} shards" for table, commits in one.tables.items())
+        lines.append(f"data         {one.source.name}: {one.source.url}, {shards}")
+    return found, lines
+
+
+def _memory(config: RunConfig, cut: Arithmetic) -> list[str]:
+    from training.memory import estimate
+
+    parts = estimate(config, cut)
+    shown = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items())
+    return [f"memory       {sum(parts.values()) / 2**30:.2f} GiB a worker: {shown} (counted, without workspace)"]
+
+
+def show(plan: Plan, name: str, options: RunOptions) -> None:
+    """Print the plan."""
+    print(f"{name}: plan of recipe {options.recipe}")
+    for line in plan.lines:
+        print(f"  {line}")
+    for warning in plan.warnings:
+        print(f"  missing      {warning}")
+
+
+def refuse_missing(plan: Plan) -> record.Record:
+    """What a real start needs: ValueError that lists everything that is missing."""
+    if plan.warnings or plan.found is None:
+        raise ValueError("cannot start: " + "; ".join(plan.warnings))
+    return plan.found
+
+
+def check_output(url: str) -> None:
+    """The output folder must be writable before hours are spent. Raises StorageError."""
+    store = open_store(url)
+    store.check()
+    probe = f".probe-{os.getpid()}"
+    try:
+        store.delete(probe)
+        store.put(probe, b"")
+    except OSError as error:
+        raise StorageError(f"{store.url} cannot be written ({error}): choose another --output") from error
+    finally:
+        store.delete(probe)

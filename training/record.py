@@ -1,0 +1,134 @@
+"""The record of a run: its configuration and the exact data it draws from, fixed when the run begins.
+
+    run.json        created once, in the output folder: configuration, mixture, and for each source its tables' commits
+    finished.json   created once, at the end
+
+The same command again finds run.json and continues. A corpus that has grown meanwhile changes nothing for a run that has
+begun: it reads the commits that it was begun with.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from infra.config import to_dict
+from infra.dataset import Dataset, NoSuchTable, Snapshot, hash_config
+from infra.storage import Store, open_store
+from training.recipes import RunConfig, Source
+
+RECORD, FINISHED = "run.json", "finished.json"
+FREE = ("output", "launch", "engine", "checkpoint", "validation", "batch.micro_batch", "batch.decode_ahead", "batch.cache_mb")
+"""Fields that may differ when a run is continued: none of them changes what a step computes, beyond rounding.
+
+`steps` may too, where the learning rate does not follow it.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tables:
+    """One source of the mixture as it was when the run began: table -> shard -> name of the commit."""
+
+    source: Source
+    tables: dict[str, dict[str, str]]
+
+    @property
+    def shards(self) -> list[str]:
+        """Shards in the order that lanes count them."""
+        return sorted(self.tables["images"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What a run is. `digest` names it: configuration without the free fields, and the content of its data."""
+
+    config: dict[str, Any]
+    sources: list[Tables]
+    digest: str
+
+
+def survey(config: RunConfig, *, captions: bool) -> Record:
+    """Look at the datasets of the mixture and write down what is there. Raises NoSuchTable and ValueError that teach."""
+    sources, digests = [], []
+    for source in config.sources:
+        dataset = Dataset(source.url)
+        wanted = ["images", *(["captions"] if captions else []), *(["selections"] if dataset.has("selections") else [])]
+        snapshots = {table: _snapshot(dataset, table, source) for table in wanted}
+        if not snapshots["images"].rows:
+            raise ValueError(f"{source.name}: {source.url} has no images: run ingest on it first")
+        found = Source(**{**vars(source), "url": dataset.store.url, "captions": captions})
+        commits = {table: {s: ref.commit_name for s, ref in snap.shards.items()} for table, snap in snapshots.items()}
+        sources.append(Tables(source=found, tables=commits))
+        digests.append({table: snap.digest for table, snap in snapshots.items()})
+    plain = to_dict(config)
+    return Record(config=plain, sources=sources, digest=hash_config([_fixed(plain), digests]))
+
+
+def _snapshot(dataset: Dataset, table: str, source: Source) -> Snapshot:
+    try:
+        return dataset.snapshot(table)
+    except NoSuchTable as error:
+        job = {"images": "ingest", "captions": "caption", "selections": "curate"}[table]
+        raise NoSuchTable(f"{source.name}: {error} (python pipelines/{job}.py)") from error
+
+
+def begin_or_continue(output: str, record: Record) -> Record:
+    """The record that stands in the output folder: this one if the run is new, else the earlier one, which must be the same run."""
+    store = open_store(output)
+    data = {"config": record.config, "digest": record.digest, "sources": [_tables_to_json(one) for one in record.sources]}
+    if not store.exists(RECORD) and store.create(RECORD, json.dumps(data, indent=1, sort_keys=True).encode()):
+        return record
+    earlier = load(output)
+    differing = _differences("", _fixed(earlier.config), _fixed(record.config))
+    if differing:
+        raise ValueError(
+            f"{store.url} holds a run of another configuration: {'; '.join(differing[:4])}. "
+            "Choose another --output for a new run, or give the same values to continue this one"
+        )
+    return earlier
+
+
+def load(output: str) -> Record:
+    """The record of a run that has begun."""
+    data = json.loads(open_store(output).read(RECORD))
+    sources = [Tables(source=Source(**one["source"]), tables=one["tables"]) for one in data["sources"]]
+    return Record(config=data["config"], sources=sources, digest=data["digest"])
+
+
+def finished_steps(store: Store) -> int:
+    """Steps of a run that has ended here, else 0."""
+    return int(json.loads(store.read(FINISHED))["steps"]) if store.exists(FINISHED) else 0
+
+
+def finish(store: Store, steps: int, tracker_run_id: str) -> None:
+    """Say that the run has ended, after its weights were exported."""
+    store.delete(FINISHED)  # of a run that was continued with more steps
+    store.create(FINISHED, json.dumps({"steps": steps, "tracker_run_id": tracker_run_id}).encode())
+
+
+def _tables_to_json(one: Tables) -> dict[str, Any]:
+    return {"source": vars(one.source), "tables": one.tables}
+
+
+def _fixed(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without the fields that may change between attempts."""
+    kept = json.loads(json.dumps(config))
+    for path in (*FREE, *(["steps"] if config["optimizer"]["lr_end_fraction"] == 1 else [])):
+        *parents, name = path.split(".")
+        inner = kept
+        for parent in parents:
+            inner = inner[parent]
+        inner.pop(name, None)
+    return kept  # type: ignore[no-any-return]
+
+
+def _differences(prefix: str, earlier: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    found = []
+    for name in sorted({*earlier, *now}):
+        before, after = earlier.get(name), now.get(name)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += _differences(f"{prefix}{name}.", before, after)
+        elif before != after:
+            found.append(f"{prefix}{name} was {before!r}, now {after!r}")
+    return found

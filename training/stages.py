@@ -1,0 +1,194 @@
+"""The two stages as the loop takes them: networks, batches as tensors, a look at fixed pictures, and what is left at the end."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from supir_model import images
+from supir_model.encoder import copy_encoder, decode, encode_mode
+from supir_model.network import SupirAdaptor
+from supir_model.presets import get_network
+from supir_model.prior import load_components
+from supir_model.text import encode_prompts
+from supir_model.weights import adaptor_files, encoder_files, load_encoder
+from training.batches import TIMESTEPS, Sample
+from training.folders import local_folder
+from training.loop import Validation
+from training.recipes import AdaptorConfig, EncoderConfig, RunConfig
+from training.step import AdaptorStep, EncoderStep
+
+FIXED_TIMESTEPS = [TIMESTEPS // 16 + i * TIMESTEPS // 8 for i in range(8)]  # choice: the middle of each eighth
+Picture = np.ndarray[Any, Any]
+
+
+def pictures(samples: list[Sample], device: torch.device) -> dict[str, Any]:
+    """Both sides of the pairs in [-1, 1]."""
+    gt_BCHW, lq_BCHW = ([s.gt_HWC for s in samples], [s.lq_HWC for s in samples])
+    return {"x_gt_BCHW": images.rgb_to_model(gt_BCHW).to(device), "x_lq_BCHW": images.rgb_to_model(lq_BCHW).to(device)}
+
+
+def psnr_dB(a_BHWC: Picture, b_BHWC: Picture) -> float:
+    """Mean PSNR of 8-bit pictures in RGB, dB; 99 for equal ones."""
+    error_B = np.square(a_BHWC.astype(np.float64) - b_BHWC).mean(axis=(1, 2, 3))
+    return float(np.mean([10 * math.log10(255**2 / e) if e else 99.0 for e in error_B]))
+
+
+def sheet(*columns_BHWC: Picture) -> Picture:
+    """One row a sample, one column an argument."""
+    return np.concatenate([np.concatenate(list(column), axis=0) for column in columns_BHWC], axis=1)
+
+
+@dataclass(kw_only=True)
+class EncoderStage:
+    """Stage 1."""
+
+    config: EncoderConfig
+    step: EncoderStep
+    fixed: list[Sample]
+    device: torch.device
+    name: str = "encoder"
+
+    def collate(self, samples: list[Sample]) -> dict[str, Any]:
+        """What the step reads."""
+        return pictures(samples, self.device)
+
+    def validate(self) -> Validation:
+        """PSNR of D(E_dr(x_lq)) beside that of D(E(x_lq)) and of x_lq; degraded / stage 1 / original as a picture."""
+        if not self.fixed:
+            return Validation(metrics={})
+        vae, batch = self.step.vae, self.collate(self.fixed)
+        stage1, plain = (
+            torch.cat([decode(vae, encode_mode(vae, encoder, x)).float().cpu() for x in batch["x_lq_BCHW"].split(1)])
+            for encoder in (self.step.encoder, vae.encoder)
+        )
+        gt_BHWC, lq_BHWC = np.stack([s.gt_HWC for s in self.fixed]), np.stack([s.lq_HWC for s in self.fixed])
+        stage1_BHWC = images.model_to_rgb(stage1)
+        metrics = {
+            "validation/psnr_stage1": psnr_dB(stage1_BHWC, gt_BHWC),
+            "validation/psnr_original_encoder": psnr_dB(images.model_to_rgb(plain), gt_BHWC),
+            "validation/psnr_degraded": psnr_dB(lq_BHWC, gt_BHWC),
+        }
+        return Validation(metrics=metrics, pictures={"degraded_stage1_original": sheet(lq_BHWC, stage1_BHWC, gt_BHWC)})
+
+    def alarms(self, metrics: dict[str, float]) -> list[str]:
+        """What a collapsing encoder looks like: decoded pictures go to one tone."""
+        found, config = [], self.config
+        if abs(metrics["decoded_mean"] - metrics["target_mean"]) > config.alarm_mean:
+            found.append(f"decoded mean {metrics['decoded_mean']:.2f}, the ground truth has {metrics['target_mean']:.2f}")
+        if metrics["decoded_variance"] < config.alarm_variance * metrics["target_variance"]:
+            found.append(f"decoded variance {metrics['decoded_variance']:.3f}, the ground truth has {metrics['target_variance']:.3f}")
+        cures = {"paper": "the printed loss has a constant encoder as its minimum; use loss=frozen_encoder"}
+        return [f"{text}: {cures.get(config.loss, 'the encoder is collapsing, lower optimizer.lr')}" for text in found]
+
+    def export(self, weights: dict[str, Tensor]) -> dict[str, bytes]:
+        """A folder that supir_model.weights loads as an encoder."""
+        self.step.load_state_dict(weights, strict=False)
+        return encoder_files(self.step.encoder, self.config.network)
+
+
+@dataclass(kw_only=True)
+class AdaptorStage:
+    """Stage 2."""
+
+    config: AdaptorConfig
+    step: AdaptorStep
+    fixed: list[Sample]
+    device: torch.device
+    vae_factor: int
+    name: str = "adaptor"
+
+    def collate(self, samples: list[Sample]) -> dict[str, Any]:
+        """What the step reads; each sample's noise comes from its own generator, on the CPU."""
+        return {
+            **pictures(samples, self.device),
+            "prompts": [sample.prompt for sample in samples],
+            "timestep_B": torch.tensor([sample.timestep for sample in samples], device=self.device),
+            "noise_BCHW": torch.stack([self._noise(sample) for sample in samples]).to(self.device),
+        }
+
+    def _noise(self, sample: Sample) -> Tensor:
+        side = self.config.batch.crop_px // self.vae_factor
+        channels = get_network(self.config.network).latent_channels
+        return torch.randn((channels, side, side), generator=torch.Generator().manual_seed(sample.noise_seed))
+
+    @cached_property
+    def _fixed_batch(self) -> dict[str, Any]:
+        return self.collate(self.fixed)
+
+    def validate(self) -> Validation:
+        """The loss at eight fixed timesteps with fixed noise, on fixed pictures."""
+        if not self.fixed:
+            return Validation(metrics={})
+        losses = {}
+        for timestep in FIXED_TIMESTEPS:
+            batch = {**self._fixed_batch, "timestep_B": torch.full((len(self.fixed),), timestep, device=self.device)}
+            losses[f"validation/loss/t{timestep:03d}"] = float(self.step(batch)[0])
+        return Validation(metrics={"validation/loss": sum(losses.values()) / len(losses), **losses})
+
+    def alarms(self, metrics: dict[str, float]) -> list[str]:
+        """Predicting no noise at all has the loss 1; well above it the network is being destroyed."""
+        return [f"loss {metrics['loss']:.2f}, above 2 where predicting nothing gives 1: lower optimizer.lr"] if metrics["loss"] > 2 else []
+
+    def export(self, weights: dict[str, Tensor]) -> dict[str, bytes]:
+        """A folder that supir_model.weights loads as an adaptor."""
+        self.step.load_state_dict(weights, strict=False)
+        return adaptor_files(self.step.supir.adaptor)
+
+
+def build_stage(config: RunConfig, fixed: list[Sample], device: torch.device) -> EncoderStage | AdaptorStage:
+    """The stage that a configuration is of, its networks on the device."""
+    if isinstance(config, EncoderConfig):
+        return build_encoder_stage(config, fixed, device)
+    assert isinstance(config, AdaptorConfig), f"no stage for a {type(config).__name__}"
+    return build_adaptor_stage(config, fixed, device)
+
+
+def build_encoder_stage(config: EncoderConfig, fixed: list[Sample], device: torch.device) -> EncoderStage:
+    """Stage 1 from the prior's autoencoder."""
+    vae = _components(config, device).vae
+    encoder = copy_encoder(vae).float()
+    step = EncoderStep(vae, encoder, loss=config.loss, latent_weight=config.latent_weight, bf16=config.precision == "bf16")
+    return EncoderStage(config=config, step=step.to(device), fixed=fixed, device=device)
+
+
+def build_adaptor_stage(config: AdaptorConfig, fixed: list[Sample], device: torch.device) -> AdaptorStage:
+    """Stage 2 from the prior, its encoder half copied into the trunk, and the stage-1 encoder."""
+    components, preset = _components(config, device), get_network(config.network)
+    adaptor = SupirAdaptor.from_unet(components.unet, preset).float()
+    dtype = next(components.vae.parameters()).dtype
+    encoder = load_encoder(local_folder(config.encoder), components.vae).to(device, dtype) if config.encoder else components.vae.encoder
+
+    def encode_text(prompts: list[str]) -> tuple[Tensor, Tensor]:
+        encoded = encode_prompts(components, prompts)
+        return encoded.context_BND, encoded.pooled_BD
+
+    step = AdaptorStep(
+        unet=components.unet,
+        adaptor=adaptor,
+        vae=components.vae,
+        encoder=encoder,
+        encode_text=encode_text,
+        conditioning_size_px=config.conditioning_size_px,
+        bf16=config.precision == "bf16",
+    )
+    return AdaptorStage(config=config, step=step.to(device), fixed=fixed, device=device, vae_factor=preset.vae_factor)
+
+
+def _components(config: RunConfig, device: torch.device) -> Any:
+    components = load_components(
+        local_folder(config.prior), str(device), torch.bfloat16 if config.precision == "bf16" else torch.float32
+    )
+    if components.network not in (None, config.network):
+        raise ValueError(
+            f"{config.prior} is a prior of network {components.network!r}, this run trains {config.network!r}: "
+            "choose another prior, or --set network="
+        )
+    return components
+

@@ -1,0 +1,95 @@
+"""One worker of a training: put data, stage, engine and tracker together, and run the loop. Knows nothing of Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING
+
+from infra.config import to_dict
+from infra.storage import Store, open_store
+from infra.tracking import Tracker, open_tracker
+from training import record
+from training.batches import Batches
+from training.engines import build_engine
+from training.loop import Loop, Place, Say
+from training.recipes import RunConfig, batch_arithmetic
+from training.sequence import key
+
+if TYPE_CHECKING:
+    from training.launch import Job
+
+TRACKER = "tracker.json"
+
+
+def run_here(job: Job) -> None:
+    """This process alone: no Ray, no process group."""
+    import torch
+
+    device = torch.device("cuda" if job.config.launch.gpus_per_worker else "cpu")
+    run_worker(job, Place(rank=0, world=1, device=device), lambda line: print(line, flush=True))
+
+
+def run_worker(job: Job, place: Place, say: Say) -> None:
+    """Train on this worker to the end, or raise what stops it."""
+    import torch
+
+    from training.stages import build_stage
+
+    config = job.config
+    if place.device.type == "cpu":
+        torch.set_num_threads(config.launch.threads)
+    os.environ["LOCAL_RANK"] = str(place.device.index or 0)  # DeepSpeed takes the device from it; Ray has chosen the device already
+    cut = batch_arithmetic(config.batch, place.world)
+    run = record.load(config.output)
+    batches = Batches(run.sources, seed=config.seed, options=config.batch, world=place.world)
+    fixed = batches.fixed(config.validation.images) if place.rank == 0 else []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(key(config.seed, "initial weights") >> 1)  # the same first weights at every start, on every worker
+        stage = build_stage(config, fixed, place.device)
+    engine = build_engine(
+        stage.step,
+        options=config.engine,
+        optimizer=config.optimizer,
+        global_batch=config.batch.global_batch,
+        micro_batch=cut.micro_batch,
+        accumulation=cut.accumulation,
+        device=place.device,
+    )
+    store = open_store(config.output)
+    tracker = _tracker(job, store, config, run.digest) if place.rank == 0 else None
+    loop = Loop(
+        config=config,
+        cut=cut,
+        place=place,
+        stage=stage,
+        engine=engine,
+        sample=batches.sample,
+        store=store,
+        run=run.digest,
+        tracker=tracker,
+        say=say,
+    )
+    try:
+        loop.train()
+    except ArithmeticError:
+        if tracker is not None:
+            tracker.close("FAILED")
+        raise
+    if tracker is not None:
+        tracker.close("FINISHED")
+        record.finish(store, config.steps, tracker.run_id)
+
+
+def _tracker(job: Job, store: Store, config: RunConfig, digest: str) -> Tracker:
+    """The run in the tracker: the same one over every restart."""
+    known = json.loads(store.read(TRACKER)) if store.exists(TRACKER) else {}
+    run_id = known.get("run_id") if known.get("uri") == job.tracking else None
+    name = type(config).__name__.removesuffix("Config").lower()
+    tracker = open_tracker(job.tracking, f"train_{name}", f"{name}-{digest[:6]}", run_id)
+    if tracker.run_id != run_id:
+        store.delete(TRACKER)
+        store.put(TRACKER, json.dumps({"uri": job.tracking, "run_id": tracker.run_id}).encode())
+        tracker.config(to_dict(config))
+        tracker.tags({"run": digest, "workers": str(config.launch.workers), "engine": config.engine.kind})
+    return tracker
