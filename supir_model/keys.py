@@ -7,7 +7,7 @@ Official prefixes: `model.control_model.` trunk, `model.diffusion_model.project_
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from supir_model.presets import NetworkPreset
 
@@ -44,9 +44,10 @@ def unet_keys(names: Iterable[str], preset: NetworkPreset) -> dict[str, str]:
     return {name: _unet_key(name, preset.layers_per_block, attended) for name in names}
 
 
-def vae_keys(names: Iterable[str], preset: NetworkPreset) -> dict[str, str]:
-    """Official names, without prefix, of the tensors of an AutoencoderKL or of its encoder alone."""
-    return {name: _vae_key(name, len(preset.vae_block_out_channels)) for name in names}
+def vae_keys(names: Collection[str]) -> dict[str, str]:
+    """Official names, without prefix, of all tensors of an AutoencoderKL or of its encoder alone."""
+    levels = len({found[1] for name in names if (found := re.search(r"up_blocks\.(\d+)\.", name))})
+    return {name: _vae_key(name, levels) for name in names}
 
 
 def _unet_key(name: str, layers_per_block: int, attended_up_blocks: frozenset[int]) -> str:

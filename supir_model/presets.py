@@ -27,6 +27,7 @@ class NetworkPreset:
     transformer_depth: tuple[int, ...]
     trunk_depth: tuple[int, ...]
     layers_per_block: int = 2
+    norm_groups: int = 32  # of the UNet and the trunk; the connectors' norms always have 32
     head_width: int
     context_dim: int
     pooled_dim: int
@@ -68,6 +69,7 @@ class NetworkPreset:
             "down_block_types": tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attended),
             "up_block_types": tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attended)),
             "layers_per_block": self.layers_per_block,
+            "norm_num_groups": self.norm_groups,
             "transformer_layers_per_block": tuple(max(depth, 1) for depth in self.transformer_depth),
             # diffusers calls the number of heads attention_head_dim
             "attention_head_dim": tuple(width // self.head_width for width in self.block_out_channels),
@@ -132,12 +134,13 @@ NETWORKS: Mapping[str, NetworkPreset] = {
         transformer_depth=(0, 1, 1),
         trunk_depth=(0, 1, 1),
         head_width=32,
+        norm_groups=8,  # choice: with one channel a group, a group norm forgets the colour of the whole picture
         context_dim=128,
         pooled_dim=64,
         addition_time_embed_dim=16,
         vae_block_out_channels=(16, 32, 64),
         vae_layers_per_block=1,
-        vae_norm_groups=16,
+        vae_norm_groups=2,
         vae_scaling_factor=1.0,
         sample_size_px=128,
     ),
@@ -151,6 +154,10 @@ class Prompts:
     positive: str
     negative: str
     source: str
+
+    def around(self, caption: str) -> str:
+        """The positive text for a caption. Released code joins the two with nothing between."""
+        return caption + self.positive
 
 
 # The released inference code's texts.
@@ -175,7 +182,8 @@ class SamplingPreset:
 
     `restore_cfg` is tau_r of Algorithm 1 (0 or less: no pull to the input); `guidance_*` the weight g of u + g (c - u);
     `s_churn`, `s_noise` the stochasticity of Algorithm 1; `min_size_px` the shortest side that the network works at and
-    `multiple_px` what both sides are rounded to; `tile_px` 0 works on the whole image at once.
+    `multiple_px` what both sides are rounded to. `tile_px` and `vae_tile_px` of 0 let sampler and autoencoder work on the whole
+    image at once; where the released code tiles, it takes 1024 with a stride of 512, and 512.
     """
 
     name: str
@@ -195,6 +203,7 @@ class SamplingPreset:
     multiple_px: int = 64
     tile_px: int = 0
     tile_stride_px: int = 0
+    vae_tile_px: int = 0
     conditioning_size_px: int = 1024
 
     def __post_init__(self) -> None:

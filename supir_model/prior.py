@@ -40,9 +40,11 @@ class Components:
         """The diffusers image-to-image pipeline of these components (negative samples, App. A.4)."""
         from diffusers import EulerDiscreteScheduler, StableDiffusionXLImg2ImgPipeline
 
-        return StableDiffusionXLImg2ImgPipeline(
+        scheduler: Any = EulerDiscreteScheduler
+        pipeline: Any = StableDiffusionXLImg2ImgPipeline
+        return pipeline(  # type: ignore[no-any-return]
             vae=self.vae, text_encoder=self.text_encoder, text_encoder_2=self.text_encoder_2, tokenizer=self.tokenizer,
-            tokenizer_2=self.tokenizer_2, unet=self.unet, scheduler=EulerDiscreteScheduler.from_config(self.scheduler_config),
+            tokenizer_2=self.tokenizer_2, unet=self.unet, scheduler=scheduler.from_config(self.scheduler_config),
             force_zeros_for_empty_prompt=False, add_watermarker=False,
         )  # fmt: skip
 
@@ -64,9 +66,11 @@ def load_components(folder: str | Path, device: str = "cpu", dtype: torch.dtype 
         )
     ours = json.loads((root / PRIOR_FILE).read_text()) if (root / PRIOR_FILE).exists() else None
     text_encoder, text_encoder_2 = _our_text(ours) if ours else _sdxl_text(root, dtype)
-    unet = UNet2DConditionModel.from_pretrained(root / "unet", dtype=dtype, local_files_only=True, **_variant(root / "unet"))
-    vae = AutoencoderKL.from_pretrained(root / "vae", dtype=dtype, local_files_only=True, **_variant(root / "vae"))
-    modules = [freeze(module.to(device, dtype)) for module in (unet, vae, text_encoder, text_encoder_2)]
+    classes: dict[str, Any] = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
+    unet, vae = (
+        cls.from_pretrained(root / part, dtype=dtype, local_files_only=True, **_variant(root / part)) for part, cls in classes.items()
+    )
+    modules = [freeze(part.to(device)) for part in (unet, vae, text_encoder.to(dtype), text_encoder_2.to(dtype))]
     return Components(
         unet=modules[0], vae=modules[1], text_encoder=modules[2], text_encoder_2=modules[3],
         tokenizer=CLIPTokenizer.from_pretrained(root / "tokenizer", local_files_only=True),
@@ -92,7 +96,7 @@ def _sdxl_text(root: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     )
 
 
-def _variant(part: Path) -> dict[str, str]:
+def _variant(part: Path) -> dict[str, Any]:
     """SDXL is often stored as fp16 alone; then its files carry that word in their names."""
     names = [path.name for path in part.glob("*.safetensors")]
     if not names:

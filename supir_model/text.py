@@ -22,10 +22,14 @@ TINY_HEADS = 2
 class TextComponents(Protocol):
     """What `encode_prompts` needs: both tokenizers and both encoders."""
 
-    tokenizer: Any
-    tokenizer_2: Any
-    text_encoder: Any
-    text_encoder_2: Any
+    @property
+    def tokenizer(self) -> Any: ...
+    @property
+    def tokenizer_2(self) -> Any: ...
+    @property
+    def text_encoder(self) -> Any: ...
+    @property
+    def text_encoder_2(self) -> Any: ...
 
 
 @dataclass(frozen=True, kw_only=True)

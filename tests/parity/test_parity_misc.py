@@ -122,7 +122,7 @@ def golden_vae() -> tuple[Any, Any]:
     vae = preset.build_vae().eval()
     robust = encoder.copy_encoder(vae)
     for module, prefix in ((vae, keys.VAE), (robust, keys.ENCODER)):
-        names = keys.vae_keys(module.state_dict(), preset)
+        names = keys.vae_keys(module.state_dict())
         tensors = {name: official[prefix + theirs].float() for name, theirs in names.items()}
         module.load_state_dict({k: v.view(module.state_dict()[k].shape) for k, v in tensors.items()})
     return vae, robust

@@ -1,0 +1,153 @@
+"""One call from degraded pictures to restored ones (Fig. 2, test time)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from supir_model.colour import fix_colour
+from supir_model.conditioning import Conditions, size_time_ids
+from supir_model.denoiser import Denoise, Denoiser, NoisePredictor
+from supir_model.encoder import decode, encode_mode, encode_sample
+from supir_model.guidance import guided
+from supir_model.network import SupirUNet
+from supir_model.presets import SamplingPreset
+from supir_model.sampler import PerImageNoise, sample_dpmpp2m, sample_edm
+from supir_model.schedule import Ramp, karras, sdxl_schedule
+from supir_model.text import encode_prompts
+from supir_model.tiling import Window, tiled, windows
+from supir_model.weights import Restorer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restored:
+    """`x_BCHW` the result and `x_stage1_BCHW` the decoded z_lq, in about [-1, 1], not clipped; `z_lq_BCHW` the scaled latent."""
+
+    x_BCHW: Tensor
+    x_stage1_BCHW: Tensor
+    z_lq_BCHW: Tensor
+
+
+@torch.no_grad()
+def restore(
+    restorer: Restorer,
+    x_lq_BCHW: Tensor,
+    prompts: Sequence[str],
+    negative_prompts: Sequence[str],
+    settings: SamplingPreset,
+    seeds: Sequence[int],
+    *,
+    images_at_once: int | None = None,
+) -> Restored:
+    """Restore pictures of one size, in [-1, 1], with a prompt, a negative prompt and a seed each.
+
+    `prompts` are whole texts: see `Prompts.around`. The result of a picture depends on its own row alone: bit for bit on the
+    CPU, where pictures go one by one unless `images_at_once` says otherwise; elsewhere they go together, and kernels chosen by
+    batch size may change last bits.
+    """
+    _check(restorer, x_lq_BCHW, prompts, negative_prompts, seeds)
+    step = images_at_once or (1 if restorer.device.type == "cpu" else len(seeds))
+    parts = [
+        _restore_together(restorer, x_lq_BCHW[i], list(prompts[i]), list(negative_prompts[i]), settings, list(seeds[i]))
+        for i in (slice(start, start + step) for start in range(0, len(seeds), step))
+    ]
+    return Restored(**{f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Restored)})
+
+
+@torch.no_grad()
+def stage1(restorer: Restorer, x_lq_BCHW: Tensor, *, tile_px: int = 0) -> tuple[Tensor, Tensor]:
+    """(z_lq, x_stage1): the latent by the degradation-robust encoder and the picture that it decodes to, which is captioned."""
+    vae = restorer.components.vae
+    z_lq_BCHW = encode_mode(vae, restorer.encoder, x_lq_BCHW.to(restorer.device, vae.dtype), tile_px=tile_px)
+    return z_lq_BCHW.float(), decode(vae, z_lq_BCHW, tile_px=tile_px).float()
+
+
+def _restore_together(
+    restorer: Restorer, x_lq_BCHW: Tensor, prompts: list[str], negatives: list[str], settings: SamplingPreset, seeds: list[int]
+) -> Restored:
+    vae = restorer.components.vae
+    z_lq_BCHW, x_stage1_BCHW = stage1(restorer, x_lq_BCHW, tile_px=settings.vae_tile_px)
+    draw = PerImageNoise(seeds, z_lq_BCHW.shape[1:], restorer.device)
+    z_center_BCHW = encode_sample(vae, x_stage1_BCHW.to(vae.dtype), draw(), tile_px=settings.vae_tile_px).float()
+    positive, negative = (_conditions(restorer, texts, z_lq_BCHW, settings) for texts in (prompts, negatives))
+    denoise = _denoise(restorer, positive, negative, settings)
+    z_BCHW = _sample(denoise, draw, z_center_BCHW, settings)
+    x_BCHW = decode(vae, z_BCHW.to(vae.dtype), tile_px=settings.vae_tile_px).float()
+    x_BCHW = fix_colour(settings.colour_fix, x_BCHW, x_stage1_BCHW)
+    return Restored(x_BCHW=x_BCHW, x_stage1_BCHW=x_stage1_BCHW, z_lq_BCHW=z_lq_BCHW)
+
+
+def _sample(denoise: Denoise, draw: PerImageNoise, z_center_BCHW: Tensor, settings: SamplingPreset) -> Tensor:
+    sigmas = sdxl_schedule().sigmas(settings.steps)
+    if settings.sampler == "dpmpp2m":
+        scale, s_noise = settings.control_scale_end, settings.s_noise
+        return sample_dpmpp2m(denoise, draw(), karras(sigmas), draw=draw, eta=settings.eta, s_noise=s_noise, control_scale=scale)
+    return sample_edm(
+        denoise,
+        draw(),
+        sigmas,
+        draw=draw,
+        z_center_BCHW=z_center_BCHW,
+        restore_cfg=settings.restore_cfg,
+        s_churn=settings.s_churn,
+        s_noise=settings.s_noise,
+        control=Ramp(start=settings.control_scale_start, end=settings.control_scale_end),
+    )
+
+
+def _denoise(restorer: Restorer, positive: Conditions, negative: Conditions, settings: SamplingPreset) -> Denoise:
+    denoiser = Denoiser(eps=_noise_predictor(restorer), schedule=sdxl_schedule())
+    weight = Ramp(start=settings.guidance_start, end=settings.guidance_end)
+
+    def denoiser_for(place: Window) -> Denoise:
+        return guided(denoiser, positive=positive.crop(*place), negative=negative.crop(*place), weight=weight)
+
+    height, width = positive.z_lq_BCHW.shape[-2:]
+    if not settings.tile_px:
+        return denoiser_for(Window(0, 0, height, width))
+    tile, stride = (px // restorer.vae_factor for px in (settings.tile_px, settings.tile_stride_px))
+    return tiled(denoiser_for, windows(height, width, tile=tile, stride=stride))
+
+
+def _noise_predictor(restorer: Restorer) -> NoisePredictor:
+    """The network as the denoiser asks for it: in its own precision, answers in fp32."""
+    unet, adaptor = restorer.components.unet, restorer.adaptor
+    supir = SupirUNet(unet, adaptor).eval() if adaptor is not None else None
+
+    def eps(x_BCHW: Tensor, timestep_B: Tensor, conditions: Conditions, control_scale: float) -> Tensor:
+        x_BCHW = x_BCHW.to(unet.dtype)
+        if supir is None:
+            output = unet(x_BCHW, timestep_B, conditions.context_BND, added_cond_kwargs=conditions.added, return_dict=False)[0]
+        else:
+            z_lq_BCHW = conditions.z_lq_BCHW.to(unet.dtype)
+            output = supir(x_BCHW, timestep_B, conditions.context_BND, conditions.added, z_lq_BCHW, control_scale)
+        return torch.as_tensor(output).float()
+
+    return eps
+
+
+def _conditions(restorer: Restorer, texts: list[str], z_lq_BCHW: Tensor, settings: SamplingPreset) -> Conditions:
+    encoded, dtype = encode_prompts(restorer.components, texts), restorer.components.unet.dtype
+    return Conditions(
+        context_BND=encoded.context_BND.to(restorer.device, dtype),
+        pooled_BD=encoded.pooled_BD.to(restorer.device, dtype),
+        time_ids_B6=size_time_ids(len(texts), settings.conditioning_size_px, restorer.device),
+        z_lq_BCHW=z_lq_BCHW,
+    )
+
+
+def _check(
+    restorer: Restorer, x_lq_BCHW: Tensor, prompts: Sequence[str], negatives: Sequence[str], seeds: Sequence[int]
+) -> None:
+    counts = {"pictures": len(x_lq_BCHW), "prompts": len(prompts), "negative prompts": len(negatives), "seeds": len(seeds)}
+    if len(set(counts.values())) != 1 or not len(seeds):
+        raise ValueError(f"one prompt, negative prompt and seed a picture is wanted, found {counts}")
+    sides = x_lq_BCHW.shape[-2:]
+    if any(side % restorer.vae_factor for side in sides):
+        raise ValueError(
+            f"pictures of {sides[0]} x {sides[1]} pixels: both sides must be multiples of {restorer.vae_factor}; "
+            "plan_sizes in supir_model.preprocess chooses such a size"
+        )
