@@ -36,10 +36,10 @@ Loss = Callable[[int], Tensor]
 
 
 def train_phase(name: str, module: nn.Module, loss_of: Loss, phase: Phase, config: PriorConfig, tracker: Tracker,
-                half_life_images: float | None = None) -> nn.Module:
+                half_life_images: float | None = None) -> None:
     """AdamW with warm-up and cosine decay; checkpoints every so often, and continues from the last one.
 
-    With a half-life the returned weights are the exponential moving average. Raises ValueError when a loss is not finite.
+    With a half-life the module ends with the exponential moving average of its weights. Raises ValueError when a loss is not finite.
     """
     optimizer = torch.optim.AdamW(module.parameters(), lr=phase.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
     average = {key: value.detach().clone() for key, value in module.state_dict().items()}
@@ -67,7 +67,6 @@ def train_phase(name: str, module: nn.Module, loss_of: Loss, phase: Phase, confi
         if (step + 1) % config.checkpoint_every == 0 or step + 1 == phase.steps:
             _save(folder, name, config, step + 1, module, optimizer, average)
     module.load_state_dict(average)
-    return module
 
 
 def learning_rate(phase: Phase, step: int) -> float:
@@ -77,7 +76,7 @@ def learning_rate(phase: Phase, step: int) -> float:
 
 
 def vae_loss(vae: Any, pool: list[Picture], config: PriorConfig) -> Loss:
-    """L1 of pixels and of their gradients, and a little KL, on crops of step `step`."""
+    """MSE of pixels, L1 of their gradients and a little KL, on crops of step `step`."""
 
     def loss_of(step: int) -> Tensor:
         numbers = range(step * config.vae.batch, (step + 1) * config.vae.batch)
@@ -87,7 +86,7 @@ def vae_loss(vae: Any, pool: list[Picture], config: PriorConfig) -> Loss:
         y_BCHW = vae.decode(posterior.sample(_generator(config.seed, "prior/posterior", step))).sample
         edges = sum((torch.diff(y_BCHW, dim=d) - torch.diff(x_BCHW, dim=d)).abs().mean() for d in (2, 3))
         kl = posterior.kl().mean() / posterior.mean[0].numel()
-        return F.l1_loss(y_BCHW, x_BCHW) + config.edge_weight * edges + config.kl_weight * kl
+        return F.mse_loss(y_BCHW, x_BCHW) + config.edge_weight * edges + config.kl_weight * kl
 
     return loss_of
 

@@ -28,14 +28,14 @@ class PriorConfig:
     text_seed: int = 0
     held_out_every: int = 0  # photographs left out by infra.holdout; 0 where the corpus holds none that is scored
     short_sides_px: tuple[int, ...] = (192, 320, 512)  # choice: crops of 64 to 128 px then show whole things and textures
-    vae: Phase = field(default_factory=lambda: Phase(steps=4000, batch=8, crop_px=64, learning_rate=2e-3))
-    kl_weight: float = 1e-5  # choice: as in latent diffusion, per latent value
-    edge_weight: float = 0.5  # choice: L1 of the gradients beside L1 of the pixels, in place of a perceptual loss
-    unet: Phase = field(default_factory=lambda: Phase(steps=3000, batch=8, crop_px=96, learning_rate=6e-4))
+    vae: Phase = field(default_factory=lambda: Phase(steps=5000, batch=8, crop_px=40, learning_rate=2e-3))
+    kl_weight: float = 1e-6  # choice: as in latent diffusion, per latent value
+    edge_weight: float = 0.05  # choice: L1 of the gradients beside MSE of the pixels, in place of a perceptual loss
+    unet: Phase = field(default_factory=lambda: Phase(steps=3500, batch=8, crop_px=80, learning_rate=8e-4))
     crops: int = 2500  # choice: distinct crops whose latents are computed once
     degraded_share: float = 0.15  # choice: crops shown degraded under the negative words, so that the words mean something
     caption_dropout: float = 0.1  # choice: as is common for classifier-free guidance
-    ema_half_life_images: float = 4000.0  # choice: an eighth of the run
+    ema_half_life_images: float = 1600.0  # choice: 200 steps
     checkpoint_every: int = 250
     threads: int = 1  # choice: small networks gain little from more, and lose much where cores are shared
 

@@ -37,7 +37,7 @@ def train(config: PriorConfig, options: RunOptions) -> None:
 
     from infra.tracking import open_tracker
     from supir_model.presets import get_network
-    from training import prior_loop, prior_output
+    from training import prior_card, prior_loop, prior_output
     from training.prior_data import load_pool
 
     torch.set_num_threads(config.threads)
@@ -47,15 +47,17 @@ def train(config: PriorConfig, options: RunOptions) -> None:
     preset = get_network(config.network)
     with prior_output.seeded(config.seed):
         vae, unet = preset.build_vae(), preset.build_unet()
-    vae = prior_loop.train_phase("vae", vae, prior_loop.vae_loss(vae, pool, config), config.vae, config, tracker, config.ema_half_life_images)
+    prior_output.keep_levels(vae)
+    prior_loop.train_phase("vae", vae, prior_loop.vae_loss(vae, pool, config), config.vae, config, tracker, config.ema_half_life_images)
     vae.eval().requires_grad_(False)
     latents, texts = prior_loop.encode_pool(vae, pool, config)
     prior_output.set_scale(vae, float(1.0 / latents.std()))
     components = prior_output.text_components(config, unet, vae)
-    loss = prior_loop.unet_loss(unet, latents * vae.config.scaling_factor, texts, components, config)
+    loss = prior_loop.unet_loss(unet, latents / latents.std(), texts, components, config)
     prior_loop.train_phase("unet", unet, loss, config.unet, config, tracker, config.ema_half_life_images)
     prior_output.write(config, unet, vae, texts)
     tracker.close()
+    prior_card.write_card(config, components, pool, options.tracking, tracker.run_id)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import json
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 PROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 
@@ -17,7 +18,7 @@ def asked() -> list[str]:
     return [*project["dependencies"], *project["optional-dependencies"]["jobs"], *project["optional-dependencies"]["dev"]]
 
 
-def locked(report: dict) -> list[str]:
+def locked(report: dict[str, Any]) -> list[str]:
     """`name==version`, sorted, local version labels (such as +cpu) left out."""
     rows = (item["metadata"] for item in report["install"])
     return sorted(f"{row['name'].lower()}=={row['version'].split('+')[0]}" for row in rows)
