@@ -48,19 +48,23 @@ def override(config: Config, path: str, text: str) -> Config:
 
     Raises ConfigError for an unknown field, naming the nearest one, and for a value that is not of its type.
     """
+    return _override(config, path, text, path)
+
+
+def _override(config: Config, path: str, text: str, whole: str) -> Config:
     name, _, rest = path.partition(".")
     known = {f.name: f for f in fields(config)}  # type: ignore[arg-type]
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-        raise ConfigError(f"unknown key {path!r} in {type(config).__name__}: {hint}")
+        raise ConfigError(f"unknown key {whole!r}: {type(config).__name__} has no {name!r}: {hint}")
     value = getattr(config, name)
     if rest:
         if not is_dataclass(value):
-            raise ConfigError(f"{name!r} has no parts, so {path!r} cannot be set: set {name!r} itself")
-        return replace(config, **{name: override(value, rest, text)})  # type: ignore[type-var]
+            raise ConfigError(f"{name!r} has no parts, so {whole!r} cannot be set: set {name!r} itself")
+        return replace(config, **{name: _override(value, rest, text, whole)})  # type: ignore[type-var]
     hint_type = typing.get_type_hints(type(config))[name]
-    return replace(config, **{name: _convert(path, text, hint_type)})  # type: ignore[type-var]
+    return replace(config, **{name: _convert(whole, text, hint_type)})  # type: ignore[type-var]
 
 
 def _convert(path: str, text: str, wanted: Any) -> Any:

@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from infra.ledger import Ledger, Outcome
 from infra.storage import NotFound, StorageError, open_store, unique_name
 
-VOLATILE = frozenset({"retrieved_at", "elapsed_s"})  # columns that content digests leave out; docs/data.md marks them
+VOLATILE = frozenset({"retrieved_at", "elapsed_s", "tar"})  # columns that content digests leave out; docs/data.md marks them
 READERS = 16  # choice: commits are small objects, latency hides behind threads
 ROW_GROUP_ROWS = 64  # choice: readers that want some rows of an image shard do not pay for all of it
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import tempfile
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,7 +17,12 @@ from typing import Any, Literal, Protocol
 
 BATCH_METRICS = 200  # choice: 28 ms a request over HTTP, so metrics travel together
 BATCH_AGE_S = 5.0  # choice: a curve that a person watches is at most this old
+AWAY = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")  # error codes that another try may mend
 Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+class TrackingError(ValueError):
+    """The tracking server cannot be used; the message says what to do."""
 
 
 class Tracker(Protocol):
@@ -35,10 +43,26 @@ def open_tracker(uri: str | None, experiment: str, run_name: str, run_id: str | 
     """Open a run at an MLflow address (`sqlite:///…` or `http://…`), or a ListTracker when there is none.
 
     With `run_id` the run is continued; if the server does not know it any more, a new run is begun and tagged with the old id.
+    Raises TrackingError at once when nobody answers there.
     """
     if uri is None:
         return ListTracker(run_id=run_id or "local")
+    check_tracking(uri)
     return MlflowTracker(uri, experiment, run_name, run_id)
+
+
+def check_tracking(uri: str | None) -> None:
+    """Raise TrackingError unless somebody answers at the address; the client itself would try for minutes."""
+    if uri is None or not uri.startswith(("http://", "https://")):
+        return
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=10):
+            return
+    except urllib.error.HTTPError:  # a server that answers, if with a refusal
+        return
+    except OSError as error:
+        raise TrackingError(f"no MLflow server answers at {uri} ({error}): start it (`make mlflow`), correct --tracking or "
+                            "MLFLOW_TRACKING_URI, or leave them out to run without tracking") from error
 
 
 @dataclass
@@ -81,6 +105,7 @@ class MlflowTracker:
     def __init__(self, uri: str, experiment: str, run_name: str, run_id: str | None) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # choice: its default stops a training step for minutes
         from mlflow.tracking import MlflowClient  # late: an import of seconds
 
         self._client = MlflowClient(tracking_uri=uri)
@@ -108,7 +133,7 @@ class MlflowTracker:
         try:
             experiment_id = known.experiment_id if known else self._client.create_experiment(experiment, artifact_location(uri))
         except MlflowException:  # another job of the same name was first
-            experiment_id = self._client.get_experiment_by_name(experiment).experiment_id
+            experiment_id = self._client.search_experiments(filter_string=f"name = '{experiment}'")[0].experiment_id
         return str(self._client.create_run(experiment_id, run_name=run_name).info.run_id)
 
     def config(self, values: dict[str, Any]) -> None:
@@ -140,11 +165,21 @@ class MlflowTracker:
         return self._last_step[name]
 
     def flush(self) -> None:
-        """Send what waits."""
-        for start in range(0, len(self._pending), 1000):  # the server takes 1000 a request
-            self._client.log_batch(self.run_id, metrics=self._pending[start:start + 1000])
-        self._pending.clear()
+        """Send what waits. A server that is away does not stop the run: metrics wait for it until `close`."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._send()
+        except MlflowException as error:
+            if error.error_code not in AWAY:
+                raise
+            print(f"MLflow does not answer, {len(self._pending)} metrics wait: {str(error)[:200]}", file=sys.stderr, flush=True)
         self._flushed_at = time.monotonic()
+
+    def _send(self) -> None:
+        while self._pending:
+            self._client.log_batch(self.run_id, metrics=self._pending[:1000])  # the server takes 1000 a request
+            del self._pending[:1000]
 
     def image(self, name: str, rgb_HWC: Any, step: int) -> None:
         from PIL import Image
@@ -163,12 +198,12 @@ class MlflowTracker:
             self._client.set_tag(self.run_id, key, value)
 
     def close(self, status: Status = "FINISHED") -> None:
-        self.flush()
+        self._send()
         self._client.set_terminated(self.run_id, status=status)
 
 
 def artifact_location(uri: str) -> str | None:
-    """Where a new experiment keeps its files: beside a sqlite database (MLflow would take the current folder), else where the server says."""
+    """Where a new experiment keeps its files: beside a sqlite database (MLflow takes the current folder), else where the server says."""
     if not uri.startswith("sqlite:///"):
         return None
     return Path(uri.removeprefix("sqlite:///")).resolve().with_name("mlflow-artifacts").as_uri()

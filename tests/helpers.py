@@ -200,9 +200,11 @@ class S3Server(Server):
             return False
         from botocore.exceptions import BotoCoreError, ClientError
 
+        client = self._client()
         try:
-            self.make_bucket("ready")
-            self._client().put_object(Bucket="ready", Key="probe", Body=b"x" * 8192)
+            if "ready" not in [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]:
+                self.make_bucket("ready")
+            client.put_object(Bucket="ready", Key="probe", Body=b"x" * 8192)
             return True
         except (BotoCoreError, ClientError):
             return False

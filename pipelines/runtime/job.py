@@ -11,7 +11,7 @@ from infra.config import RunOptions
 from infra.dataset import Dataset, ShardRef, Snapshot
 from infra.ledger import Ledger
 from infra.storage import StorageError
-from infra.tracking import open_tracker
+from infra.tracking import check_tracking, open_tracker
 from pipelines.runtime.cluster import WorkerOptions, run_tasks
 from pipelines.runtime.plan import Params, ShardTask, plan_tasks, split_done
 from pipelines.runtime.stage import Stage, result_config, version_of
@@ -28,6 +28,7 @@ def run_stage(stage: Stage, *, source: Dataset, inputs: dict[str, Snapshot], out
     """
     source.store.check()
     output.store.check(write=True)
+    check_tracking(options.tracking)
     tasks = plan_tasks(stage, inputs, params_for_shard)
     done, pending = split_done(output, stage, tasks)
     rows_pending = sum(next(iter(task.inputs.values())).rows for task in pending)
@@ -39,9 +40,18 @@ def run_stage(stage: Stage, *, source: Dataset, inputs: dict[str, Snapshot], out
     progress = Progress(name=stage.name, shards=len(pending))
     if pending:
         refs.update(_run_pending(stage, source, output, pending, workers, progress))
+    _check_ledger(stage, refs, tasks)
     snapshot = output.publish(stage.table, version_of(stage), refs.values(), result_config(stage))
-    _finish(stage, snapshot, progress, options, tasks)
+    _finish(stage, snapshot, progress, options)
     return snapshot
+
+
+def _check_ledger(stage: Stage, refs: dict[str, ShardRef], tasks: list[ShardTask]) -> None:
+    for task in tasks:
+        asked, ledger = next(iter(task.inputs.values())).rows, refs[task.shard].ledger
+        ledger.check()
+        if asked != ledger.total:
+            raise ValueError(f"{stage.name}: shard {task.shard}: {asked} rows went in, the ledger counts {ledger.total}: rows vanished")
 
 
 def _run_pending(stage: Stage, source: Dataset, output: Dataset, pending: list[ShardTask], workers: WorkerOptions,
@@ -59,12 +69,8 @@ def _run_pending(stage: Stage, source: Dataset, output: Dataset, pending: list[S
     return refs
 
 
-def _finish(stage: Stage, snapshot: Snapshot, progress: Progress, options: RunOptions, tasks: list[ShardTask]) -> None:
+def _finish(stage: Stage, snapshot: Snapshot, progress: Progress, options: RunOptions) -> None:
     ledger = snapshot.ledger
-    ledger.check()
-    asked = sum(next(iter(task.inputs.values())).rows for task in tasks)
-    if asked != ledger.total:
-        raise ValueError(f"{stage.name}: {asked} rows went in, the ledger counts {ledger.total}: rows vanished")
     print(f"{stage.name}: {describe(ledger)}; {progress.throughput()}", flush=True)
     if progress.shards:
         tracker = open_tracker(options.tracking, experiment="pipelines", run_name=stage.name)
