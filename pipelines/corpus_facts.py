@@ -1,8 +1,8 @@
 """What only the whole corpus can tell: thresholds from percentiles, and who wins in a group of duplicates. From the scores tables alone.
 
 No pixel is moved, and memory is bounded: about 100 bytes a row, 2 GB for 20 million. Every answer is a function of the rows: not of
-their order, of shards or of workers. Rows that were taken down, or that fail a threshold themselves, take no part: a group must not lose its
-good copy to one that is rejected anyway.
+their order, of shards or of workers. Rows that were taken down, or that fail a threshold themselves, take no part: a group must not
+lose its good copy to one that is rejected anyway.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ def facts_of(rows: Rows, rule: SelectionRule, takedowns: frozenset[str] = frozen
     for row, reason, winner in _losers(rows, contenders, rule.near_radius):
         duplicates[rows.shards[rows.shard[row]]][_hex(rows.source_id[row], 16)] = [reason, winner]
     taken_down: dict[str, list[str]] = defaultdict(list)
-    for row in np.flatnonzero(gone):
-        taken_down[rows.shards[rows.shard[row]]].append(_hex(rows.source_id[row], 16))
+    for shard, source in zip(rows.shard[gone].tolist(), rows.source_id[gone].tolist()):
+        taken_down[rows.shards[shard]].append(_hex(source, 16))
     return CorpusFacts(sharpness_min=sharpness_min, flatness_max=flatness_max, duplicates=dict(duplicates),
                        taken_down={shard: sorted(ids) for shard, ids in taken_down.items()})
 

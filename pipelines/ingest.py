@@ -18,8 +18,9 @@ if __package__ in (None, ""):  # run as a script: the import root is the reposit
 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from infra import gc
 from infra.config import RunOptions, run_entry
-from infra.dataset import Dataset, NoSuchTable, Snapshot
+from infra.dataset import Dataset, NoSuchTable
 from pipelines import inputs_table
 from pipelines.recipes.ingest import RECIPES, IngestConfig
 from pipelines.runtime.job import run_stage
@@ -39,13 +40,17 @@ def run(config: IngestConfig, options: RunOptions) -> int:
     dataset.store.check()
     stage = Fetch(max_bytes=config.max_bytes, max_pixels=config.max_pixels)
     if options.dry_run:
-        return show_plan(config, dataset)
-    inputs = list_inputs(config, dataset, stage)
-    run_stage(stage, source=dataset, inputs={"inputs": inputs}, output=dataset, options=options, workers=config.workers)
+        show_plan(config, dataset)
+    else:
+        list_inputs(config, dataset, stage)
+        gc.take_down(dataset, dataset.takedowns(), "reached by an earlier one")  # fetched shards are rewritten, not fetched again
+    if dataset.has("inputs"):
+        run_stage(stage, source=dataset, inputs={"inputs": dataset.snapshot("inputs")}, output=dataset, options=options,
+                  workers=config.workers, params_for_shard=inputs_table.taken_down_by_shard(dataset))
     return 0
 
 
-def list_inputs(config: IngestConfig, dataset: Dataset, stage: Fetch) -> Snapshot:
+def list_inputs(config: IngestConfig, dataset: Dataset, stage: Fetch) -> None:
     """Commit what the source holds and the table does not, and what is to be retried; publish the table."""
     source = Source(config.input, config.sidecar)
     while not inputs_table.append(dataset, inputs_table.group(inputs_table.new_rows(dataset, source, config.source_name), config.shard)):
@@ -55,7 +60,6 @@ def list_inputs(config: IngestConfig, dataset: Dataset, stage: Fetch) -> Snapsho
     snapshot = inputs_table.publish(dataset)
     print(f"inputs: {snapshot.rows} rows in {len(snapshot.shards)} shards; not images by their names: "
           f"{', '.join(f'{count} {suffix}' for suffix, count in sorted(source.skipped.items())) or 'none'}", flush=True)
-    return snapshot
 
 
 def failed(dataset: Dataset, stage: Fetch) -> list[inputs_table.Row]:
@@ -66,12 +70,11 @@ def failed(dataset: Dataset, stage: Fetch) -> list[inputs_table.Row]:
         return []
 
 
-def show_plan(config: IngestConfig, dataset: Dataset) -> int:
+def show_plan(config: IngestConfig, dataset: Dataset) -> None:
     """What a run would add, without writing."""
     source = Source(config.input, config.sidecar)
     shards = [len(rows) for rows in inputs_table.group(inputs_table.new_rows(dataset, source, config.source_name), config.shard)]
     print(f"ingest: {sum(shards)} new rows would form {len(shards)} shards of {dataset.store.url}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -12,12 +12,13 @@ images table still holds each source once.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 
 import pyarrow as pa
 
 from infra.dataset import Dataset, ShardRef, Snapshot, content_digest
+from infra.gc import TAKEN_DOWN
 from infra.ledger import Ledger
 from pipelines.sources import Item, Source
 
@@ -108,6 +109,21 @@ def append(dataset: Dataset, shards: Iterable[list[Row]]) -> bool:
         if ref.digest != content_digest(data):
             return False
     return True
+
+
+def taken_down_by_shard(dataset: Dataset) -> Callable[[str], dict[str, list[str]]]:
+    """The parameters of fetching a shard: its sources that were taken down, if any, so that only their shards are done again.
+
+    infra.gc commits a rewritten shard under the key that these parameters give, so nothing has to be fetched once more.
+    """
+    taken_down = dataset.takedowns()
+    refs = {ref.shard: ref for ref in committed(dataset)}
+
+    def params(shard: str) -> dict[str, list[str]]:
+        here = sorted(taken_down.intersection(source_ids(dataset, refs[shard]))) if taken_down else []
+        return {TAKEN_DOWN: here} if here else {}
+
+    return params
 
 
 def publish(dataset: Dataset) -> Snapshot:
