@@ -31,9 +31,8 @@ def tiny_tokenizer() -> Any:
 def tiny_llava(folder: Path, seed: int = 0, image_px: int = 56) -> Path:
     """A LLaVA-1.5 of some thousand parameters with its processor: CLIP tower of 14 px patches, two Llama layers."""
     import torch
-    from transformers import CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig, LlavaConfig
+    from transformers import CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaProcessor
     from transformers import LlavaForConditionalGeneration as Llava
-    from transformers import LlavaProcessor
 
     tokenizer = tiny_tokenizer()
     vision = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +61,27 @@ def _report_from_json(text: str) -> ShardReport:
     return ShardReport(**{**data, "ref": ShardRef.from_json(data["ref"]) if data["ref"] else None})
 
 
+_SHARED: ContextVar[bool] = ContextVar("shared_cluster", default=False)
+
+
+@contextmanager
+def shared_cluster() -> Iterator[None]:
+    """The stages of a job inside it share one connection, which is made when the first of them has work."""
+    before = _connected()
+    token = _SHARED.set(True)
+    try:
+        yield
+    finally:
+        _SHARED.reset(token)
+        if _connected() and not before:
+            sys.modules["ray"].shutdown()
+
+
+def _connected() -> bool:
+    """Whether ray is in use. A job without pending work does not import it: that takes seconds."""
+    return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
+
+
 @contextmanager
 def connection() -> Iterator[None]:
     """A connection to the cluster at RAY_ADDRESS, or to a local one that ends with it. Nested uses share the connection."""
@@ -73,12 +96,17 @@ def connection() -> Iterator[None]:
         env_vars["PYTHONPATH"] = os.pathsep.join([ROOT, *filter(None, [os.environ.get("PYTHONPATH")])])
     # workers on this machine read the same environment; on a cluster the credentials come from the nodes
     address = os.environ.get("RAY_ADDRESS") or "local"  # without it ray would join any cluster that somebody started on this machine
-    ray.init(address=address, runtime_env={"env_vars": env_vars}, log_to_driver=False, logging_level=logging.ERROR,
-             include_dashboard=False if address == "local" else None)
+    try:
+        ray.init(address=address, runtime_env={"env_vars": env_vars}, log_to_driver=False, logging_level=logging.ERROR,
+                 include_dashboard=False if address == "local" else None)
+    except (ConnectionError, ValueError) as error:
+        raise ValueError(f"no Ray cluster answers at RAY_ADDRESS={address}: {error}. Start it, correct the address, or unset "
+                         "RAY_ADDRESS to run on this machine alone") from error
     try:
         yield
     finally:
-        ray.shutdown()
+        if not _SHARED.get():
+            ray.shutdown()
 
 
 def run_tasks(stage: Stage, source: Dataset, output: Dataset, tasks: list[ShardTask], options: WorkerOptions) -> Iterator[ShardReport]:

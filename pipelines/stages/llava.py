@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipelines.stages.captioner import Captioned, Identity
+from pipelines.stages.memory import HalvedBatches
 from pipelines.stages.weights import identity, is_local, local_folder
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class LlavaCaptioner:
     def __init__(self, settings: LlavaSettings, weights: str = "") -> None:
         self.settings = settings
         self.weights = weights
-        self.most_at_once: int | None = None  # found by running out of memory
+        self.memory = HalvedBatches()
 
     @property
     def identity(self) -> Identity:
@@ -133,23 +134,8 @@ class LlavaCaptioner:
 
     def describe(self, images: Sequence[NDArray[Any]], seeds: Sequence[int], *, attempt: int = 0) -> list[Captioned]:
         """Caption pictures (uint8 RGB). Out of memory: the batch is halved, and stays so."""
-        import torch
-
         pictures = [self.prepare(image) for image in images]
-        captions: list[Captioned] = []
-        while len(captions) < len(pictures):
-            low = len(captions)
-            high = min(len(pictures), low + (self.most_at_once or len(pictures)))
-            try:
-                captions += self._generate(pictures[low:high], seeds[low:high], attempt)
-                continue
-            except torch.OutOfMemoryError as error:
-                if high - low == 1:
-                    raise
-                error.__traceback__ = None  # its frames hold the tensors that have to go
-            self.most_at_once = (high - low) // 2
-            torch.cuda.empty_cache()
-        return captions
+        return self.memory.run(len(pictures), lambda part: self._generate(pictures[part], seeds[part], attempt))
 
     def _generate(self, pictures: Sequence[NDArray[Any]], seeds: Sequence[int], attempt: int) -> list[Captioned]:
         import torch

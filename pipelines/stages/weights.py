@@ -33,3 +33,8 @@ def identity(address: str, revision: str | None = None) -> str:
     from infra.storage import hash_folder
 
     return hash_folder(local_folder(address))
+
+
+def short_name(address: str) -> str:
+    """How rows name weights: the last part of a folder's path, or the hub's id."""
+    return address.rstrip("/").rsplit("/", 1)[-1] if is_local(address) else address
