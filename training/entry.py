@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 
 from infra.config import RunOptions
 from infra.storage import open_store
 from training import preflight, record
+from training.folders import find
 from training.launch import Job, Stopped, launch
-from training.recipes import EncoderConfig, RunConfig
+from training.recipes import AdaptorConfig, EncoderConfig, RunConfig
 
 
 def run(config: RunConfig, options: RunOptions) -> int:
     """0: trained, or already finished; 1: stopped while training."""
+    config = _with_found_folders(config)
     stage = "encoder" if isinstance(config, EncoderConfig) else "adaptor"
     if isinstance(config, EncoderConfig) and config.loss == "paper":
         print("warning: loss=paper is the printed formula; a constant encoder minimises it, watch the alarms (docs/numerics.md)")
@@ -22,7 +25,7 @@ def run(config: RunConfig, options: RunOptions) -> int:
         record.begin_or_continue(config.output, record.survey(config, captions=stage == "adaptor"))  # the same run, or an error
         print(f"finished: {config.steps} steps are done, the weights are in {store.url}/{stage}; nothing to do")
         return 0
-    plan = preflight.make_plan(config)
+    plan = preflight.make_plan(config, memory=options.dry_run)
     preflight.show(plan, f"train_{stage}", options)
     if options.dry_run:
         return 0
@@ -35,3 +38,11 @@ def run(config: RunConfig, options: RunOptions) -> int:
         return 1
     print(f"finished in {time.monotonic() - begun:.0f} s: the weights are in {store.url}/{stage}")
     return 0
+
+
+def _with_found_folders(config: RunConfig) -> RunConfig:
+    """Workers have another current folder than the command."""
+    found = replace(config, output=find(config.output), prior=find(config.prior))
+    if isinstance(found, AdaptorConfig) and found.encoder:
+        return replace(found, encoder=find(found.encoder))
+    return found

@@ -8,11 +8,22 @@ from pathlib import Path
 
 from infra.storage import LocalStore, open_store
 
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def find(url: str) -> str:
+    """An address that is good on any worker: local paths become absolute; what is not here may lie in the repository (priors/tiny)."""
+    if "://" in url or Path(url).is_absolute():
+        return url
+    if not Path(url).exists() and (ROOT / url).exists():
+        return str(ROOT / url)
+    return str(Path(url).resolve())
+
 
 @cache
 def local_folder(url: str) -> Path:
     """The folder itself if it is local, else a copy of it, fetched once per process. ValueError if there is nothing."""
-    store = open_store(url)
+    store = open_store(find(url))
     if isinstance(store, LocalStore):
         folder = Path(store.url)
         if not folder.is_dir():

@@ -19,9 +19,12 @@ def estimate(config: RunConfig, cut: Arithmetic) -> dict[str, float]:
     from diffusers.utils import logging
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    from supir_model.schedule import sdxl_schedule
+
     logging.get_logger("diffusers.models.modeling_utils").setLevel("ERROR")  # warns of every cast
     preset, half = get_network(config.network), config.precision == "bf16"
-    with FakeTensorMode():
+    sdxl_schedule()  # made once per process, so not here inside
+    with FakeTensorMode(allow_non_fake_inputs=True):
         step, frozen, batch = _build(config, preset, cut.micro_batch)
         kept = activations(step, batch)
     trained = sum(p.numel() for p in step.parameters() if p.requires_grad)

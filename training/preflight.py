@@ -9,6 +9,7 @@ from pathlib import Path
 from infra.config import RunOptions
 from infra.storage import StorageError, open_store
 from training import record, sequence
+from training.folders import find
 from training.recipes import AdaptorConfig, Arithmetic, RunConfig, batch_arithmetic
 
 CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_FULL_URI")
@@ -23,8 +24,11 @@ class Plan:
     found: record.Record | None
 
 
-def make_plan(config: RunConfig) -> Plan:
-    """Check everything that can be checked without starting. Raises ValueError or StorageError that teach."""
+def make_plan(config: RunConfig, *, memory: bool) -> Plan:
+    """Check everything that can be checked without starting. Raises ValueError or StorageError that teach.
+
+    `memory` counts the networks too, which takes seconds.
+    """
     from supir_model.presets import get_network
 
     world = 1 if config.launch.launcher == "local" else config.launch.workers
@@ -39,7 +43,7 @@ def make_plan(config: RunConfig) -> Plan:
         _batch_line(config, cut),
         f"mixture      {mixture}; {config.batch.lanes} lanes, {config.batch.lanes // world} a worker",
         *data_lines,
-        *_memory(config, cut),
+        *(_memory(config, cut) if memory else []),
     ]
     return Plan(lines=lines, warnings=warnings, found=found)
 
@@ -66,7 +70,7 @@ def _missing_weights(config: RunConfig) -> list[str]:
     if isinstance(config, AdaptorConfig) and config.encoder:
         wanted.append(("encoder", config.encoder, "the encoder/ folder that training/train_encoder.py writes"))
     return [
-        f"{name}: {url} is not there yet; needed: {what}" for name, url, what in wanted if "://" not in url and not Path(url).is_dir()
+        f"{name}: {url} is not there yet; needed: {what}" for name, url, what in wanted if "://" not in url and not Path(find(url)).is_dir()
     ]
 
 
@@ -87,8 +91,9 @@ def _memory(config: RunConfig, cut: Arithmetic) -> list[str]:
     from training.memory import estimate
 
     parts = estimate(config, cut)
-    shown = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items())
-    return [f"memory       {sum(parts.values()) / 2**30:.2f} GiB a worker: {shown} (counted, without workspace)"]
+    unit, name = (2**30, "GiB") if sum(parts.values()) > 2**30 else (2**20, "MiB")
+    shown = ", ".join(f"{part} {size / unit:.1f}" for part, size in parts.items())
+    return [f"memory       {sum(parts.values()) / unit:.1f} {name} a worker: {shown} (counted, without workspace)"]
 
 
 def show(plan: Plan, name: str, options: RunOptions) -> None:
