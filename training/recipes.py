@@ -234,14 +234,14 @@ def adaptor_tiny() -> AdaptorConfig:
         prior=TINY_PRIOR,
         encoder="demo-output/encoder/encoder",
         network="tiny",
-        steps=150,
+        steps=120,
         negatives="demo-output/negatives",
         negatives_weight=0.1,  # choice: a short run must see some
         conditioning_size_px=128,
         batch=_tiny_batch(),
         optimizer=OptimizerOptions(lr=5e-4, warmup_steps=10, lr_end_fraction=0.1),  # choice: a small network, few steps
         checkpoint=CheckpointOptions(every_steps=30),
-        validation=ValidationOptions(every_steps=50),
+        validation=ValidationOptions(every_steps=60),
     )
 
 

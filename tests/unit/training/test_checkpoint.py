@@ -1,0 +1,88 @@
+"""Checkpoints: whole or absent, verified, kept by policy, refused by another network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from infra.storage import StorageError, open_store
+from tests.toys import Crash, CrashingStore
+from training import checkpoint
+from training.checkpoint import Meta, Network
+
+NETWORK = Network(trained="adaptor", preset="tiny", shapes="abc")
+
+
+def meta(step: int) -> Meta:
+    return Meta(step=step, next_position=8 * step, optimizer_step=step, network=NETWORK, run="r", tracker_run_id="t", world=2)
+
+
+def parts(value: float) -> dict[str, dict[str, torch.Tensor]]:
+    return {part: {"a.weight": torch.full((3, 2), value), "b": torch.tensor([value])} for part in ("weights", "exp_avg", "exp_avg_sq")}
+
+
+def test_what_is_saved_is_read_and_only_the_newest_are_kept(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    for step in (10, 20, 30):
+        checkpoint.save(store, meta(step), parts(step), keep=2)
+    assert checkpoint.steps(store) == [20, 30]
+    loaded = checkpoint.newest(store, print)
+    assert loaded is not None
+    assert loaded.meta == meta(30)
+    assert torch.equal(loaded.parts["exp_avg"]["a.weight"], torch.full((3, 2), 30.0))
+    assert len(list(store.list("checkpoints/files"))) == 6
+
+
+@pytest.mark.parametrize("harm", ["alter", "remove", "manifest"])
+def test_a_damaged_newest_gives_way_to_the_one_before_with_a_word(tmp_path: Path, harm: str) -> None:
+    store, said = open_store(str(tmp_path)), []
+    for step in (10, 20):
+        checkpoint.save(store, meta(step), parts(step), keep=2)
+    victim = next(tmp_path.glob("checkpoints/files/step-00000020.*.exp_avg.safetensors"))
+    if harm == "alter":
+        victim.write_bytes(victim.read_bytes()[:-1] + b"!")
+    elif harm == "remove":
+        victim.unlink()
+    else:
+        (tmp_path / "checkpoints" / "step-00000020.json").write_text("{not json")
+    loaded = checkpoint.newest(store, said.append)
+    assert loaded is not None
+    assert loaded.meta.step == 10
+    assert "step 20 is damaged" in said[0]
+    checkpoint.save(store, meta(20), parts(20), keep=2)  # reached again: it can be saved again
+    again = checkpoint.newest(store, said.append)
+    assert again is not None
+    assert again.meta.step == 20
+
+
+@pytest.mark.parametrize("moment", ["before", "middle", "after"])
+@pytest.mark.parametrize("operation", range(12))
+def test_a_save_that_is_cut_anywhere_leaves_a_whole_newest_checkpoint(tmp_path: Path, operation: int, moment: str) -> None:
+    store = open_store(str(tmp_path))
+    checkpoint.save(store, meta(10), parts(10), keep=1)
+    try:
+        checkpoint.save(CrashingStore(str(tmp_path), operation, moment), meta(20), parts(20), keep=1)  # type: ignore[arg-type]
+    except Crash:
+        pass
+    loaded = checkpoint.newest(store, print)
+    assert loaded is not None
+    assert loaded.parts["weights"]["b"].item() == loaded.meta.step
+    checkpoint.sweep(store)
+    assert checkpoint.newest(store, print) is not None
+
+
+def test_another_network_is_refused_by_both_names() -> None:
+    other = Network(trained="adaptor", preset="sdxl_paper", shapes="def")
+    with pytest.raises(ValueError, match="'tiny'.*'sdxl_paper'"):
+        checkpoint.check_network(NETWORK, other, "the checkpoint")
+
+
+def test_a_writer_reports_what_went_wrong_with_the_save_before(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("a file where a folder must be")
+    writer = checkpoint.Writer(open_store(str(tmp_path)), keep=1)
+    writer.save(meta(1), parts(1))
+    with pytest.raises(StorageError, match="checkpoints"):
+        writer.wait()
+    writer.close()

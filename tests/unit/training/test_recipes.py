@@ -1,0 +1,51 @@
+"""Recipes: the paper's numbers, and arithmetic that teaches."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from training import sequence
+from training.recipes import ADAPTOR_RECIPES, ENCODER_RECIPES, QUALITY_WORDS, adaptor_paper, adaptor_tiny, batch_arithmetic
+
+
+def test_the_paper_recipe_has_the_papers_numbers() -> None:
+    config = adaptor_paper()
+    assert (config.launch.workers, config.batch.global_batch, config.batch.crop_px) == (64, 256, 512)
+    assert (config.optimizer.lr, config.network, config.batch.lanes) == (1e-5, "sdxl_paper", 64)
+    negatives = next(source for source in config.sources if source.name == "negatives")
+    assert negatives.weight == pytest.approx(100_000 / 20_170_000, rel=0.02)
+    assert negatives.negative
+
+
+@pytest.mark.parametrize("recipe", [*ENCODER_RECIPES.values(), *ADAPTOR_RECIPES.values()])
+def test_every_recipe_can_be_cut_and_drawn(recipe) -> None:  # type: ignore[no-untyped-def]
+    config = recipe()
+    cut = batch_arithmetic(config.batch, config.launch.workers)
+    assert cut.micro_batch * cut.accumulation * cut.world == config.batch.global_batch
+    assert sum(sequence.shares([source.weight for source in config.sources])) == sequence.BLOCK_TURNS
+    assert config.batch.quality_words in QUALITY_WORDS
+
+
+@pytest.mark.parametrize(
+    ("changes", "world", "words"),
+    [
+        ({"micro_batch": 3}, 64, "global batch 256 does not divide into 64 workers x micro batch 3 \\(192 a pass\\).*\\[1, 2, 4\\]"),
+        ({"global_batch": 250}, 64, "does not divide into 64 workers"),
+        ({}, 48, "64 lanes do not divide into 48 workers"),
+        ({"micro_batch": 0}, 64, "must all be 1 or more"),
+    ],
+)
+def test_a_batch_that_does_not_divide_teaches(changes: dict[str, int], world: int, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        batch_arithmetic(replace(adaptor_paper().batch, **changes), world)
+
+
+def test_mixture_weights_teach() -> None:
+    with pytest.raises(ValueError, match="leave -0.1 for"):
+        _ = replace(adaptor_tiny(), negatives_weight=1.1).sources
+    with pytest.raises(ValueError, match="negatives is not given"):
+        _ = replace(adaptor_tiny(), negatives=None).sources
+    with pytest.raises(ValueError, match="never drawn"):
+        sequence.shares([1.0, 1e-5])
