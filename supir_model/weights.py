@@ -124,9 +124,13 @@ def load_restorer(
 
 
 def official_tensors(
-    *, adaptor: SupirAdaptor | None = None, encoder: nn.Module | None = None, dtype: torch.dtype = torch.float32
+    *,
+    adaptor: SupirAdaptor | None = None,
+    encoder: nn.Module | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
 ) -> Tensors:
-    """What was trained, flat, under the official names, on the CPU."""
+    """What was trained, flat, under the official names."""
     found: Tensors = {}
     if adaptor is not None:
         for ours, theirs in _adaptor_names(adaptor).items():
@@ -135,7 +139,7 @@ def official_tensors(
         for ours, theirs in keys.vae_keys(encoder.state_dict()).items():
             tensor = encoder.state_dict()[ours]
             found[keys.ENCODER + theirs] = tensor[:, :, None, None] if keys.is_vae_attention_matrix(theirs) else tensor
-    return {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in found.items()}
+    return {name: tensor.detach().to(device, dtype).contiguous() for name, tensor in found.items()}
 
 
 def save_official(path: str | Path, tensors: Tensors) -> None:
