@@ -82,16 +82,17 @@ class SourceReader:
 
         Raises ValueError if nothing may be used.
         """
-        order, units = self._lane(lane)
-        for hop in range(order.rows):  # as a rule the first is taken; others keep their places when one is taken down
-            unit, k = order.locate(index + hop)
-            shard = units[unit].shard
-            usable = self._ids(shard)
-            image_id = usable[units[unit].rows(len(usable))[k]]
-            row = self._captioned(shard, image_id)
-            if not self._barred(row):
-                return row
-        raise ValueError(f"{self.source.name}: every row of lane {lane} is held out or taken down: add images, or lower batch.lanes")
+        lanes = self._options.lanes
+        for other in range(lanes):  # as a rule the first lane and the first row are taken
+            order, units = self._lane((lane + other) % lanes)
+            for hop in range(order.rows):  # the others keep their places when one is taken down
+                unit, k = order.locate(index + hop)
+                shard = units[unit].shard
+                usable = self._ids(shard)
+                row = self._captioned(shard, usable[units[unit].rows(len(usable))[k]])
+                if not self._barred(row):
+                    return row
+        raise ValueError(f"{self.source.name}: every row of {self.source.url} is held out or taken down: add images")
 
     def _barred(self, row: dict[str, Any]) -> bool:
         parent = row.get("parent_image_id")

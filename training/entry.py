@@ -21,7 +21,7 @@ def run(config: RunConfig, options: RunOptions) -> int:
     if isinstance(config, EncoderConfig) and config.loss == "paper":
         print("warning: loss=paper is the printed formula; a constant encoder minimises it, watch the alarms (docs/numerics.md)")
     store, begun = open_store(config.output), time.monotonic()
-    if not options.dry_run and record.finished_steps(store) >= config.steps:
+    if not options.dry_run and 0 < config.steps <= record.finished_steps(store):
         record.begin_or_continue(config.output, record.survey(config, captions=stage == "adaptor"))  # the same run, or an error
         print(f"finished: {config.steps} steps are done, the weights are in {store.url}/{stage}; nothing to do")
         return 0
@@ -42,7 +42,7 @@ def run(config: RunConfig, options: RunOptions) -> int:
 
 def _with_found_folders(config: RunConfig) -> RunConfig:
     """Workers have another current folder than the command."""
-    found = replace(config, output=find(config.output), prior=find(config.prior))
+    found = replace(config, output=open_store(config.output).url, prior=find(config.prior))
     if isinstance(found, AdaptorConfig) and found.encoder:
         return replace(found, encoder=find(found.encoder))
     return found

@@ -15,9 +15,8 @@ def find(url: str) -> str:
     """An address that is good on any worker: local paths become absolute; what is not here may lie in the repository (priors/tiny)."""
     if "://" in url or Path(url).is_absolute():
         return url
-    if not Path(url).exists() and (ROOT / url).exists():
-        return str(ROOT / url)
-    return str(Path(url).resolve())
+    found = [place for place in (Path(url).resolve(), ROOT / url) if place.exists()]
+    return str(found[0]) if found else url
 
 
 @cache

@@ -25,9 +25,8 @@ def test_workers_together_have_every_position_once_and_each_stays_in_its_lanes(w
 
 @given(lanes=st.integers(1, 64), shards=st.integers(1, 200), rows=st.integers(1, 40))
 def test_every_row_has_one_lane_if_there_are_enough_rows(lanes: int, shards: int, rows: int) -> None:
-    owned = Counter(
-        (unit.shard, row) for lane in range(lanes) for unit in sequence.units_of(lane, lanes=lanes, shards=shards) for row in unit.rows(rows)
-    )
+    units = [unit for lane in range(lanes) for unit in sequence.units_of(lane, lanes=lanes, shards=shards)]
+    owned = Counter((unit.shard, row) for unit in units for row in unit.rows(rows))
     assert set(owned) == {(shard, row) for shard in range(shards) for row in range(rows)}
     parts = [sum(lane % shards == shard for lane in range(lanes)) for shard in range(min(shards, lanes))]
     if shards >= lanes or rows >= max(parts):

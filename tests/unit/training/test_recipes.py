@@ -43,7 +43,7 @@ def test_a_batch_that_does_not_divide_teaches(changes: dict[str, int], world: in
 
 
 def test_mixture_weights_teach() -> None:
-    with pytest.raises(ValueError, match="leave -0.1 for"):
+    with pytest.raises(ValueError, match=r"leave -0\.1 for"):
         _ = replace(adaptor_tiny(), negatives_weight=1.1).sources
     with pytest.raises(ValueError, match="negatives is not given"):
         _ = replace(adaptor_tiny(), negatives=None).sources

@@ -1,0 +1,124 @@
+"""Both entries as a person calls them, without Ray: plan, train, continue, end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from infra.storage import open_store
+from tests.corpora import corpus, negatives, random_prior
+from training import checkpoint, train_adaptor, train_encoder
+
+SMALL = ["--set", "launch.launcher=local", "--set", "engine.kind=plain", "--set", "batch.crop_px=32", "--set", "batch.short_side_px=48",
+         "--set", "batch.global_batch=4", "--set", "batch.micro_batch=2", "--set", "validation.images=1", "--set", "steps=4",
+         "--set", "checkpoint.every_steps=2"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("training")
+    corpus(folder / "c", side_px=96)
+    negatives(folder / "n")
+    random_prior(folder / "prior")
+    return folder
+
+
+def encoder(place: Path, output: str, *more: str) -> int:
+    return train_encoder.main(["--input", f"{place}/c", "--output", f"{place}/{output}", "--set", f"prior={place}/prior", *SMALL, *more])
+
+
+def adaptor(place: Path, output: str, *more: str) -> int:
+    sets = ["--set", f"prior={place}/prior", "--set", f"negatives={place}/n", "--set", "encoder=none"]
+    return train_adaptor.main(["--input", f"{place}/c", "--output", f"{place}/{output}", *sets, *SMALL, *more])
+
+
+def test_an_encoder_is_trained_and_the_same_command_again_ends_at_once(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert encoder(place, "e") == 0
+    assert json.loads((place / "e" / "encoder" / "config.json").read_text()) == {"trained": "encoder", "network": "tiny"}
+    assert "validation/psnr_original_encoder" in capsys.readouterr().out
+    assert encoder(place, "e") == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert adaptor(place, "e") == 2, "another run's folder"
+
+
+def test_an_adaptor_is_trained_on_that_encoder_and_can_be_loaded(place: Path) -> None:
+    from supir_model.prior import load_components
+    from supir_model.weights import load_adaptor, load_encoder
+
+    assert encoder(place, "e2") == 0
+    assert adaptor(place, "a", "--set", f"encoder={place}/e2/encoder") == 0
+    components = load_components(place / "prior")
+    trained = load_adaptor(place / "a" / "adaptor", components.unet)
+    assert any(bool(p.detach().any()) for name, p in trained.named_parameters() if "hint" in name), "zero convolutions have moved"
+    load_encoder(place / "e2" / "encoder", components.vae)
+
+
+def test_a_run_that_is_cut_continues_with_equal_weights(place: Path) -> None:
+    assert adaptor(place, "whole") == 0
+    assert adaptor(place, "cut", "--set", "launch.launcher=local") == 0
+    store = open_store(str(place / "cut"))
+    store.delete("finished.json")
+    store.delete(checkpoint.manifest_key(4))  # as if it had been killed after step 2
+    assert checkpoint.steps(store) == [2]
+    assert adaptor(place, "cut") == 0
+    weights = "adaptor/diffusion_pytorch_model.safetensors"
+    assert (place / "whole" / weights).read_bytes() == (place / "cut" / weights).read_bytes()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert encoder(place, "nan", "--set", "optimizer.lr=1e30", "--set", "optimizer.warmup_steps=0") == 1
+    error = capsys.readouterr().err
+    assert "in step 2 (positions 4 to 7 of the sequence)" in error
+    assert "Lower optimizer.lr" in error
+    assert not (place / "nan" / "encoder").exists()
+
+
+def test_a_checkpoint_of_another_network_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert encoder(place, "mixed") == 0
+    store = open_store(str(place / "mixed"))
+    store.delete("finished.json")
+    path = place / "mixed" / checkpoint.manifest_key(4)
+    manifest = json.loads(path.read_text())
+    manifest["meta"]["network"] = {"trained": "encoder", "preset": "sdxl_paper", "shapes": "0"}
+    path.write_text(json.dumps(manifest))
+    assert encoder(place, "mixed") == 2
+    error = capsys.readouterr().err
+    assert "'sdxl_paper'" in error
+    assert "'tiny'" in error
+
+
+def test_the_printed_loss_trains_with_a_warning(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert encoder(place, "paper", "--set", "loss=paper") == 0
+    assert "a constant encoder minimises it" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("entry", [train_encoder, train_adaptor])
+def test_the_paper_recipe_passes_a_dry_run_and_names_the_weights(
+    entry, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_FULL_URI"):
+        monkeypatch.delenv(name, raising=False)
+    assert entry.main(["--recipe", "paper", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "batch        256 = micro batch 4 x 1 passes x 64 workers, ZeRO-2, bf16" in out
+    assert "missing      prior: weights/sdxl" in out
+    assert "GiB a worker" in out
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--set", "batch.micro_batch=3"], "does not divide into 1 workers x micro batch 3"),
+        (["--set", "batch.crop_px=33"], "expected a multiple of 16"),
+        (["--set", "batch.short_side_px=20"], "smaller than batch.crop_px"),
+        (["--set", "prior=/nowhere"], "prior: /nowhere is not there yet"),
+        (["--set", "network=sdxl_papr"], "did you mean 'sdxl_paper'"),
+        (["--set", "steps=0"], "steps is 0"),
+    ],
+)
+def test_what_cannot_start_says_why(place: Path, capsys: pytest.CaptureFixture[str], more: list[str], words: str) -> None:
+    assert encoder(place, "refused", *more) == 2
+    assert words in capsys.readouterr().err
+    assert not (place / "refused" / "run.json").exists()
