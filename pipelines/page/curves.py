@@ -27,7 +27,7 @@ def draw(curve: Curve) -> Html:
     to_x = _scale(points[0][0], points[-1][0], LEFT, WIDTH - RIGHT)
     to_y = _scale(low, high, HEIGHT - BOTTOM, TOP)
     clipped = [(to_x(step), to_y(min(max(value, low), high))) for step, value in points]
-    body = [_grid(low, high, to_y), _steps(points, to_x), _line(clipped, "raw"), _line([(to_x(s), to_y(v)) for s, v in mean], "mean")]
+    body = [_grid(low, high, to_y), _steps(points, to_x), _line(clipped, "raw"), _line([(to_x(step), to_y(min(max(v, low), high))) for step, v in mean], "mean")]
     drawing = tag("svg", tag("title", describe(curve.title, mean)), *body, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img")
     return tag("figure", caption, drawing, class_="chart")
 

@@ -54,17 +54,15 @@ def _node(step: FlowStep, x: float, scale: float) -> Html:
 
 def _losses(step: FlowStep, x: float, scale: float) -> Html:
     """Ribbons from the lower end of a step's bar down to one labelled stub for each reason."""
-    kept = step.count - sum(lost.count for lost in step.lost)
-    y = TOP + kept * scale
+    y = TOP + (step.count - sum(lost.count for lost in step.lost)) * scale
     parts: list[Html] = []
-    below = TOP + TRUNK + DROP
-    for n, lost in reversed(list(enumerate(step.lost))):  # the outermost ribbon goes to the lowest row, so that none cross
+    for n, lost in enumerate(step.lost):  # in the order of the rows, so that no ribbon crosses another
         thick = max(MINIMUM, lost.count * scale)
-        bottom = y + sum(other.count for other in step.lost[:len(step.lost) - 1 - n]) * scale
-        end_y = below + n * ROW
-        parts.append(_ribbon(x + NODE, bottom, x + LOSS_X, end_y - thick / 2, thick, lost.status))
+        end_y = TOP + TRUNK + DROP + n * ROW
+        parts.append(_ribbon(x + NODE, y, x + LOSS_X, end_y - thick / 2, thick, lost.status))
         label = tag("tspan", lost.count, class_="count"), tag("tspan", f" {words(lost.reason)}")
         parts.append(tag("text", *label, x=f"{x + LOSS_X + 8:.1f}", y=f"{end_y + 5:.1f}", class_=f"loss {lost.status}"))
+        y += lost.count * scale
     return join(parts)
 
 

@@ -14,33 +14,29 @@ BUDGET_S = 480  # the issue's eight minutes on two cores
 
 def header(page: Page) -> Html:
     """What this is, and the plain words about what it can do."""
-    return tag(
-        "header",
-        tag("p", "Open SUPIR", class_="eyebrow"),
-        tag("h1", page.title),
-        tag("p", "Every picture, number and curve on this page was made by the commands at its end, on this machine: photographs were "
-            "collected, sorted out and captioned; an encoder and an adaptor were trained on what was kept; photographs that no "
-            "training saw were degraded, restored and scored. The same commands take a cluster and weights of the real size.",
-            class_="lede"),
-        _figures(page), _plain_words(page), _navigation())
+    lede = tag("p", "Every picture, number and curve on this page was made by the commands at its end, on this machine: photographs were "
+               "collected, sorted out and captioned; an encoder and an adaptor were trained on what was kept; photographs that no "
+               "training saw were degraded, restored and scored. The same commands take a cluster and weights of the real size.",
+               class_="lede")
+    return tag("header", tag("p", "Open SUPIR", class_="eyebrow"), tag("h1", page.title),
+               tag("div", lede, _plain_words(page), class_="opening"), _figures(page), _navigation())
 
 
 def _figures(page: Page) -> Html:
     items = list(page.network)
     seconds = [run.seconds for run in page.commands if run.seconds is not None]
     if seconds:
-        items.append(("the whole chain took", _duration(sum(seconds))))
+        items.append(("this chain took", _duration(sum(seconds))))
     return tag("dl", *(tag("div", tag("dt", name), tag("dd", value)) for name, value in items), class_="figures")
 
 
 def _plain_words(page: Page) -> Html:
     return tag(
         "aside", tag("h2", "What a network of this size can and cannot do"),
-        tag("p", "SUPIR has 3.9 billion parameters and has seen 20 million photographs on 64 GPUs. The network here is about "
-            "a hundredth of a per cent of that work: it is small enough for a laptop, and it has seen a few dozen photographs for minutes. "
-            "It takes some noise, blocking and blur away and keeps to the picture that it is given. ", tag("strong", "It does not invent "
-            "convincing detail"), ": no faces, no lettering, no fur. What leaves it is soft, and by PSNR it need not beat its own input. "
-            "The page shows that the chain works from end to end, not what a full-sized model restores."),
+        tag("p", "SUPIR samples with 3.9 billion parameters that have seen 20 million photographs. This network has a few million and has seen "
+            "a few dozen, for minutes on two processor cores. It takes some noise, blocking and blur away. ",
+            tag("strong", "It does not invent convincing detail"), ": no faces, no lettering, no fur. What leaves it is soft, and by PSNR it need "
+            "not beat its own input. The page shows that the chain works from end to end, not what a full-sized model restores."),
         tag("p", verdict(page.evaluations)) if page.evaluations else "", class_="plain")
 
 

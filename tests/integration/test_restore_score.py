@@ -1,0 +1,79 @@
+"""Restore and score on real photographs with the shipped prior, on a real local Ray: rows, files, and what is done again."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from infra.dataset import Dataset
+from infra.storage import LocalStore
+from pipelines import restore, score
+from tests.helpers import ROOT, images_dataset, photographs, shrunk
+
+pytestmark = pytest.mark.integration
+FAST = ["--set", "encoder=none", "--set", "adaptor=none", "--set", "sampling.steps=2", "--set", "prior=" + str(ROOT / "priors" / "tiny")]
+
+
+@pytest.fixture(autouse=True)
+def own_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def other_encoder(folder: Path) -> str:
+    """The prior's own encoder, a little changed, as training would write it."""
+    import torch
+
+    from supir_model.encoder import copy_encoder
+    from supir_model.prior import load_components
+    from supir_model.weights import encoder_files, write_folder
+
+    components = load_components(ROOT / "priors" / "tiny")
+    encoder = copy_encoder(components.vae)
+    with torch.no_grad():
+        encoder.conv_in.weight.mul_(1.01)
+    write_folder(folder, encoder_files(encoder, "tiny"))
+    return str(folder)
+
+
+def test_score_measures_and_repeats_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images_dataset(str(tmp_path / "corpus"), photographs(2), per_shard=1)
+    command = ["--input", str(tmp_path / "corpus"), "--output", str(tmp_path / "scored"), "--set", "holdout_every=0", "--set", "size_px=128", *FAST]
+    assert score.main(command) == 0
+    assert "real_esrgan" in capsys.readouterr().out, "the table of means is printed"
+    dataset = Dataset(str(tmp_path / "scored" / "real_esrgan"))
+    first = dataset.snapshot("evaluations")
+    rows = [row for ref in first.shards.values() for row in dataset.read(ref).to_pylist()]
+    assert len(rows) == 2
+    for row in rows:
+        assert 5 < row["psnr_lq"] < 60, "dB; a degraded photograph is neither noise nor equal"
+        assert -1 <= row["ssim_restored"] <= 1
+        assert Image.open(io.BytesIO(row["restored"])).size == (128, 128)
+        assert json.loads(row["protocol"])["degradation"] == "real_esrgan"
+    assert score.main(command) == 0
+    assert "0 pending" in capsys.readouterr().out, "what is done is not done again"
+    assert score.main([*command, "--set", f"encoder={other_encoder(tmp_path / 'encoder')}"]) == 0
+    assert "2 pending" in capsys.readouterr().out, "other weights make every score stale"
+    assert dataset.snapshot("evaluations").version != first.version
+
+
+def test_restore_takes_a_folder_and_leaves_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "my photos"
+    folder.mkdir()
+    for path in photographs(2):
+        (folder / f"{path.stem} ü.png").write_bytes(shrunk(path, 96))
+    (folder / "broken.jpg").write_bytes(b"no picture")
+    command = ["--input", str(folder), "--output", str(tmp_path / "restored"), *FAST]
+    assert restore.main(command) == 0
+    said = capsys.readouterr().out
+    assert "not_an_image 1" in said, "what cannot be read is told, and disturbs nothing"
+    written = sorted(Path(LocalStore(str(tmp_path / "restored" / "pictures")).url).glob("*.png"))
+    assert [path.stem for path in written] == sorted(f"{path.stem} ü" for path in photographs(2))
+    assert all(max(Image.open(path).size) == 192 for path in written), "the tiny recipe doubles what it is given"
+    assert restore.main(command) == 0
+    said = capsys.readouterr().out
+    assert "restore: table 'restorations'" in said and "pictures: 0 written" in said
