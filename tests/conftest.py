@@ -13,6 +13,7 @@ from tests.helpers import MlflowServer, S3Server, serving
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")  # no machine of a cloud to ask for credentials
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test workers on two cores: threads that wait for each other cost up to 50 times
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,134 @@
+"""The whole restoration: an image's result depends on its own row alone; sizes, colours and errors."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from supir_model import colour
+from supir_model.encoder import decode, encode_mode, encode_sample
+from supir_model.preprocess import Sizes, from_network, plan_sizes, to_network
+from supir_model.presets import NetworkPreset, SamplingPreset, get_sampling
+from supir_model.restore import Restored, restore, stage1
+from supir_model.tiled_vae import tiled_decoder, tiled_encoder
+from supir_model.weights import Restorer, load_restorer
+from tests.unit.supir_model.conftest import build
+
+FAST = dataclasses.replace(get_sampling("tiny"), steps=3, s_churn=5.0, colour_fix="wavelet")
+
+
+@pytest.fixture(scope="module")
+def restorer(prior_folder: Path, tiny: NetworkPreset) -> Restorer:
+    _, _, adaptor = build(tiny)
+    return dataclasses.replace(load_restorer(prior_folder), adaptor=adaptor.requires_grad_(False))
+
+
+def pictures(batch: int, height: int = 64, width: int = 48) -> Tensor:
+    return torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def run(restorer: Restorer, x: Tensor, rows: list[int], settings: SamplingPreset = FAST) -> Restored:
+    texts = [f"a photograph of {i} things" for i in rows]
+    return restore(restorer, x[rows], texts, ["blurry"] * len(rows), settings, [100 + i for i in rows])
+
+
+@pytest.mark.parametrize(
+    "change", [{}, {"sampler": "dpmpp2m"}, {"tile_px": 32, "tile_stride_px": 16, "vae_tile_px": 32}], ids=["edm", "dpmpp2m", "tiled"]
+)
+def test_a_result_does_not_depend_on_the_batch(restorer: Restorer, change: dict[str, object]) -> None:
+    settings, x = dataclasses.replace(FAST, **change), pictures(3)  # type: ignore[arg-type]
+    together, alone, reversed_ = (run(restorer, x, rows, settings) for rows in ([0, 1, 2], [1], [2, 1]))
+    assert together.x_BCHW.shape == x.shape
+    for name in ("x_BCHW", "x_stage1_BCHW", "z_lq_BCHW"):
+        first = getattr(together, name)[1]
+        assert torch.equal(first, getattr(alone, name)[0])
+        assert torch.equal(first, getattr(reversed_, name)[1])
+
+
+def test_images_at_once_agree_closely(restorer: Restorer) -> None:
+    x = pictures(2)
+    both = restore(restorer, x, ["a", "b"], ["", ""], FAST, [1, 2], images_at_once=2)
+    single = restore(restorer, x, ["a", "b"], ["", ""], FAST, [1, 2])
+    assert torch.allclose(both.x_BCHW, single.x_BCHW, atol=1e-3)  # fp32 kernels chosen by batch size; reached: 1e-5
+
+
+def test_seed_prompt_and_picture_matter(restorer: Restorer) -> None:
+    x = pictures(1)
+    base, seed, prompt, picture = (
+        restore(restorer, image, [text], ["blurry"], FAST, [number]).x_BCHW
+        for image, text, number in ((x, "a", 1), (x, "a", 2), (x, "b", 1), (-x, "a", 1))
+    )
+    assert all(not torch.equal(base, other) for other in (seed, prompt, picture))
+
+
+def test_stage1_is_the_decoded_latent(restorer: Restorer) -> None:
+    x = pictures(1)
+    z_lq, x_stage1 = stage1(restorer, x)
+    vae = restorer.components.vae
+    with torch.no_grad():
+        assert torch.equal(z_lq, encode_mode(vae, restorer.encoder, x))
+        assert torch.equal(x_stage1, decode(vae, z_lq))
+        assert torch.equal(encode_sample(vae, x, torch.zeros_like(z_lq)), encode_mode(vae, vae.encoder, x))
+    assert torch.equal(run(restorer, x, [0]).x_stage1_BCHW, x_stage1)
+
+
+def test_without_an_adaptor_the_prior_works_alone(restorer: Restorer) -> None:
+    bare = dataclasses.replace(restorer, adaptor=None)
+    off = dataclasses.replace(FAST, control_scale_start=0.0, control_scale_end=0.0)
+    assert torch.equal(run(bare, pictures(1), [0]).x_BCHW, run(restorer, pictures(1), [0], off).x_BCHW)
+
+
+def test_bad_requests_are_refused(restorer: Restorer) -> None:
+    with pytest.raises(ValueError, match=r"'pictures': 2, 'prompts': 1"):
+        restore(restorer, pictures(2), ["a"], ["b"], FAST, [1])
+    with pytest.raises(ValueError, match="66 x 48 pixels: both sides must be multiples of 4"):
+        restore(restorer, pictures(1, height=66), ["a"], ["b"], FAST, [1])
+
+
+# ---- sizes and colours
+
+
+def test_sizes_round_trip() -> None:
+    rgb = np.random.default_rng(0).integers(0, 256, (128, 192, 3), dtype=np.uint8)
+    sizes = plan_sizes(128, 192, min_size_px=128, multiple_px=64)
+    assert sizes == Sizes(net_height=128, net_width=192, out_height=128, out_width=192)
+    back = from_network(to_network(rgb, sizes), sizes)[0]
+    assert np.abs(back.astype(int) - rgb).max() <= 1  # the released code truncates
+
+
+def test_extreme_shapes_keep_a_size() -> None:
+    sizes = plan_sizes(10, 4000, min_size_px=16, multiple_px=64)
+    assert sizes.net_height == 64
+    assert (sizes.out_height, sizes.out_width) == (10, 4000)
+    with pytest.raises(ValueError, match="has no size"):
+        plan_sizes(0, 5)
+
+
+def test_colour_fixes_take_the_style() -> None:
+    content, style = pictures(2), pictures(2) * 0.3 + 0.4
+    assert torch.equal(colour.fix_colour("none", content, style), content)
+    flat = torch.full_like(content, 0.25)
+    assert torch.allclose(colour.wavelet(content, content), content, atol=1e-6)
+    assert torch.allclose(colour.low_frequencies(flat), flat, atol=1e-6)  # the kernel sums to one, edges repeat
+    fixed = colour.adain(content, style)
+    assert torch.allclose(fixed.mean(dim=(2, 3)), style.mean(dim=(2, 3)), atol=1e-5)
+    with pytest.raises(ValueError, match="differ in size"):
+        colour.fix_colour("wavelet", content, style[:, :, :32])
+
+
+def test_tiles_of_the_autoencoder(tiny: NetworkPreset) -> None:
+    _, vae, _ = build(tiny)
+    x = pictures(1, 160, 104)
+    with torch.no_grad():
+        whole = vae.encoder(x)
+        assert torch.equal(tiled_encoder(vae.encoder, x, 512), whole)  # small enough to stay whole
+        assert tiled_encoder(vae.encoder, x, 32).shape == whole.shape
+        parked = tiled_encoder(vae.encoder, x, 32, park="cpu")
+        assert torch.equal(parked, tiled_encoder(vae.encoder, x, 32))
+        z = whole[:, :4]
+        assert tiled_decoder(vae.decoder, z, 8).shape == vae.decoder(z).shape

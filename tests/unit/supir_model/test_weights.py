@@ -1,0 +1,143 @@
+"""Round trips of our folders and of the official layout, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from supir_model.network import SupirAdaptor
+from supir_model.presets import NetworkPreset
+from supir_model.weights import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    adaptor_files,
+    encoder_files,
+    load_adaptor,
+    load_encoder,
+    load_restorer,
+    official_tensors,
+    read_official,
+    save_official,
+    write_folder,
+)
+from tests.unit.supir_model.conftest import build
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    first, second = a.state_dict(), b.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture(scope="module")
+def models(tiny: NetworkPreset) -> tuple[Any, Any, SupirAdaptor]:
+    return build(tiny)
+
+
+def test_our_folders(models: tuple[Any, Any, SupirAdaptor], tmp_path: Path) -> None:
+    unet, vae, adaptor = models
+    write_folder(tmp_path / "encoder", encoder_files(vae.encoder, "tiny"))
+    write_folder(tmp_path / "adaptor", adaptor_files(adaptor))
+    assert same(load_encoder(tmp_path / "encoder", vae), vae.encoder)
+    loaded = load_adaptor(tmp_path / "adaptor", unet)
+    assert same(loaded, adaptor)
+    assert loaded.preset == adaptor.preset
+    assert all(p.requires_grad for p in loaded.parameters())  # it can be trained on
+
+
+@pytest.mark.parametrize("name", ["official.safetensors", "official.ckpt"])
+def test_official_layout(models: tuple[Any, Any, SupirAdaptor], tmp_path: Path, name: str) -> None:
+    unet, vae, adaptor = models
+    tensors = official_tensors(adaptor=adaptor, encoder=vae.encoder)
+    if name.endswith(".ckpt"):  # as the released file is, its stray tensor included
+        torch.save({**tensors, "model.control_model.mask_LQ": torch.zeros(1, 4, 64, 64)}, tmp_path / name)
+    else:
+        save_official(tmp_path / name, tensors)
+    assert set(read_official(tmp_path / name)) == set(tensors)
+    assert same(load_adaptor(tmp_path / name, unet), adaptor)
+    assert same(load_encoder(tmp_path / name, vae), vae.encoder)
+    convolutions = [t.shape[2:] for n, t in tensors.items() if ".mid.attn_1." in n and n.endswith("q.weight")]
+    assert convolutions == [(1, 1)]
+
+
+def test_half_precision_is_kept(models: tuple[Any, Any, SupirAdaptor], tmp_path: Path) -> None:
+    unet, _, adaptor = models
+    save_official(tmp_path / "half.safetensors", official_tensors(adaptor=adaptor, dtype=torch.float16))
+    loaded = load_adaptor(tmp_path / "half.safetensors", unet)
+    assert same(loaded, SupirAdaptor(adaptor.preset).half()) is False
+    assert {p.dtype for p in loaded.parameters()} == {torch.float16}
+
+
+def test_load_restorer(prior_folder: Path, models: tuple[Any, Any, SupirAdaptor], tmp_path: Path) -> None:
+    _, vae, adaptor = models
+    write_folder(tmp_path / "encoder", encoder_files(vae.encoder, "tiny"))
+    save_official(tmp_path / "all.safetensors", official_tensors(adaptor=adaptor, encoder=vae.encoder))
+    full = load_restorer(prior_folder, encoder=tmp_path / "encoder", adaptor=tmp_path / "all.safetensors")
+    assert full.adaptor is not None
+    assert not any(p.requires_grad for module in (full.encoder, full.adaptor) for p in module.parameters())
+    bare = load_restorer(prior_folder)
+    assert bare.adaptor is None
+    assert same(bare.encoder, bare.components.vae.encoder)
+    assert bare.vae_factor == 4
+
+
+def test_what_belongs_to_another_network_is_refused(
+    tiny: NetworkPreset, models: tuple[Any, Any, SupirAdaptor], tmp_path: Path
+) -> None:
+    unet, vae, adaptor = models
+    write_folder(tmp_path / "adaptor", adaptor_files(adaptor))
+    write_folder(tmp_path / "encoder", encoder_files(vae.encoder, "tiny"))
+    with torch.device("meta"):
+        other = dataclasses.replace(tiny, context_dim=96, vae_block_out_channels=(32, 64, 128), vae_norm_groups=8)
+        other_unet, other_vae = other.build_unet(), other.build_vae()
+    with pytest.raises(ValueError, match=r"adaptor of network 'tiny', but .* cross_attention_dim is 96, expected 128"):
+        load_adaptor(tmp_path / "adaptor", other_unet)
+    with pytest.raises(ValueError, match=r"another autoencoder than the prior's: its .* has shape"):
+        load_encoder(tmp_path / "encoder", other_vae)
+    save_official(tmp_path / "few.safetensors", dict(list(official_tensors(adaptor=adaptor).items())[5:]))
+    with pytest.raises(ValueError, match=r"no known network \(tensors that differ: .*tiny: 5\)"):
+        load_adaptor(tmp_path / "few.safetensors", unet)
+
+
+def test_swapped_folders_are_refused(models: tuple[Any, Any, SupirAdaptor], tmp_path: Path) -> None:
+    unet, vae, _ = models
+    write_folder(tmp_path / "encoder", encoder_files(vae.encoder, "tiny"))
+    with pytest.raises(ValueError, match="holds 'encoder', expected 'adaptor'"):
+        load_adaptor(tmp_path / "encoder", unet)
+
+
+def test_missing_and_damaged_files_are_refused(models: tuple[Any, Any, SupirAdaptor], tmp_path: Path) -> None:
+    unet, vae, adaptor = models
+    with pytest.raises(ValueError, match="is not there"):
+        load_adaptor(tmp_path / "nowhere", unet)
+    with pytest.raises(ValueError, match=f"has no {CONFIG_FILE}"):
+        load_adaptor(tmp_path, unet)
+    files = encoder_files(vae.encoder, "tiny")
+    write_folder(tmp_path, {**files, WEIGHTS_FILE: files[WEIGHTS_FILE][:1000]})
+    with pytest.raises(ValueError, match="is damaged"):
+        load_encoder(tmp_path, vae)
+    safetensors.torch.save_file({"something.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="it has no adaptor"):
+        load_adaptor(tmp_path / "other.safetensors", unet)
+    with pytest.raises(ValueError, match="choose that ending"):
+        save_official(tmp_path / "out.ckpt", official_tensors(adaptor=adaptor))
+
+
+class Runs:
+    """Pickled, this runs code when it is loaded."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return print, ("executed",)
+
+
+def test_a_checkpoint_that_would_execute_code_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hostile: dict[str, Tensor | Runs] = {"a": torch.zeros(1), "b": Runs()}
+    torch.save(hostile, tmp_path / "hostile.ckpt")
+    with pytest.raises(ValueError, match="would execute code"):
+        read_official(tmp_path / "hostile.ckpt")
+    assert "executed" not in capsys.readouterr().out
