@@ -74,7 +74,7 @@ def test_a_changed_threshold_measures_nothing_again(photos: Path, tmp_path: Path
     assert here == []
 
 
-def test_more_photographs_make_new_shards_and_touch_the_old_ones_only_where_they_matter(photos: Path, tmp_path: Path, here: list[str]) -> None:
+def test_more_photographs_make_new_shards_and_touch_old_ones_only_where_they_matter(photos: Path, tmp_path: Path, here: list[str]) -> None:
     corpus = tmp_path / "c"
     bounds = ["--set", "rule.sharpness.percentile=0", "--set", "rule.sharpness.at_most=4", "--set", "rule.flatness.percentile=100",
               "--set", "rule.flatness.at_least=0.7"]  # the thresholds stand, whatever comes
@@ -187,8 +187,8 @@ def test_a_dry_run_writes_nothing(photos: Path, tmp_path: Path, here: list[str],
 
 
 @pytest.mark.parametrize(("args", "told"), [
-    (["--recipe", "tinny"], "did you mean 'tiny'"), (["--set", "shard.row=3"], "did you mean 'rows'"), (["--set", "shard.rows=0"], "at least 1"),
-    (["--input", "EMPTY"], "no file with the suffix of an image"), (["--input", "/nowhere/at/all"], "not a folder"),
+    (["--recipe", "tinny"], "did you mean 'tiny'"), (["--set", "shard.row=3"], "did you mean 'rows'"),
+    (["--set", "shard.rows=0"], "at least 1"), (["--input", "EMPTY"], "no file with the suffix of an image"), (["--input", "/nowhere/at/all"], "not a folder"),
     (["--set", "sidecar=gone.csv"], "does not exist"), (["--output", "ftp://x/y"], "scheme")])
 def test_ingest_refuses_before_any_work(args: list[str], told: str, photos: Path, tmp_path: Path, here: list[str],
                                         capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,11 +24,13 @@ def tables(images: list[dict[str, Any]], rejected: dict[int, str] | None = None,
                "reason": (rejected or {}).get(i, ""), "value": ""} for i, row in enumerate(images)]
     found = {"images": pa.Table.from_pylist(images, schema=IMAGES), "selections": pa.Table.from_pylist(chosen)}
     if captioned:
-        found["captions"] = pa.Table.from_pylist([{"image_id": row["image_id"], "caption": f"caption {i} é"} for i, row in enumerate(images[:3])])
+        said = [{"image_id": row["image_id"], "caption": f"caption {i} é"} for i, row in enumerate(images[:3])]
+        found["captions"] = pa.Table.from_pylist(said)
     return found
 
 
-def exported(folder: Path, given: dict[str, pa.Table], require_caption: bool = True, **params: Any) -> tuple[list[dict[str, Any]], list[str]]:
+def exported(folder: Path, given: dict[str, pa.Table], require_caption: bool = True,
+             **params: Any) -> tuple[list[dict[str, Any]], list[str]]:
     result = Export(require_caption=require_caption, output_url=str(folder)).process(given, {"shard": "00000", **params})
     assert result.table.schema == SCHEMA
     return result.table.to_pylist(), [o.reason for o in result.outcomes]

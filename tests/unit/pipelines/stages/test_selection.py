@@ -16,7 +16,8 @@ def test_every_reason_and_its_value() -> None:
     found = [(one["accepted"], one["reason"], one["value"]) for one in result.table.to_pylist()]
     assert found == [(True, "", ""), (False, "taken_down", ""), (False, "too_small", "200 x 99 px"), (False, "too_flat", "0.51 > 0.5"),
                      (False, "too_blurred", "9.9 < 10"), (False, "duplicate_exact", "w"), (False, "too_blurred", "1 < 10"), (True, "", "")]
-    assert [(o.row_id, o.status, o.reason) for o in result.outcomes][0] == (source_id("gone"), "rejected", "taken_down")
+    first = result.outcomes[0]
+    assert (first.row_id, first.status, first.reason) == (source_id("gone"), "rejected", "taken_down")
     assert len(result.outcomes) == 6
     assert result.table.schema == SCHEMA
 
