@@ -20,6 +20,7 @@ if __package__ in (None, ""):  # run as a script: the import root is the reposit
 from infra.config import RunOptions, run_entry
 from infra.dataset import Dataset, Snapshot
 from pipelines.recipes.curate import RECIPES, CurateConfig
+from pipelines.runtime.cluster import shared_cluster
 from pipelines.runtime.job import run_stage
 from pipelines.stages.scores import Scores
 from pipelines.stages.selection import Selection
@@ -35,11 +36,12 @@ def run(config: CurateConfig, options: RunOptions) -> int:
     dataset = Dataset(config.input)
     images = dataset.snapshot("images")
     stage = Scores(max_pixels=config.max_pixels)
-    scores = run_stage(stage, source=dataset, inputs={"images": images}, output=dataset, options=options, workers=config.workers)
-    if scores is None:
-        print("selection: planned when the scores are there")
-        return 0
-    select(config, dataset, scores, options)
+    with shared_cluster():
+        scores = run_stage(stage, source=dataset, inputs={"images": images}, output=dataset, options=options, workers=config.workers)
+        if scores is None:
+            print("selection: planned when the scores are there")
+            return 0
+        select(config, dataset, scores, options)
     return 0
 
 

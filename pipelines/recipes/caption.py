@@ -26,6 +26,10 @@ class CaptionConfig:
     selected_only: bool = True
     workers: WorkerOptions = field(default_factory=WorkerOptions)
 
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}, expected 1 or more")
+
 
 def tiny() -> CaptionConfig:
     """What can be measured, in words: needs no weights."""

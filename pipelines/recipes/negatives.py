@@ -27,6 +27,10 @@ class NegativesConfig:
     clip_tokenizer: str | None = None
     workers: WorkerOptions = field(default_factory=WorkerOptions)
 
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}, expected 1 or more")
+
 
 def tiny() -> NegativesConfig:
     """A few samples by the prior that ships with the repository."""

@@ -186,6 +186,7 @@ class LlavaCaptioner:
 
 def load_llava(address: str, revision: str | None, device: str, dtype: Any) -> tuple[Any, Any]:
     """(processor, model) from a folder or a hub id. Raises ValueError that teaches for another kind of model or missing weights."""
+    from safetensors import SafetensorError
     from transformers import AutoConfig, LlavaForConditionalGeneration, LlavaProcessor
 
     local = is_local(address)
@@ -196,7 +197,7 @@ def load_llava(address: str, revision: str | None, device: str, dtype: Any) -> t
             raise ValueError(f"{address} is a model of type {config.model_type!r}, expected 'llava' (LLaVA-1.5)")
         processor = LlavaProcessor.from_pretrained(source, backend="pil", **options)  # the same pixels with and without a GPU
         loaded: Any = LlavaForConditionalGeneration.from_pretrained(source, dtype=dtype, output_loading_info=True, **options)
-    except (OSError, RuntimeError, TypeError) as error:  # what transformers raises for missing, foreign or cut files
+    except (OSError, RuntimeError, TypeError, SafetensorError) as error:  # what transformers raises for missing, foreign or cut files
         where = "is its folder complete?" if local else "is the id right, and can this machine reach the hub or its cache?"
         raise ValueError(f"{address} cannot be loaded as LLaVA ({type(error).__name__}: {error}): {where}") from error
     model, info = loaded

@@ -25,8 +25,6 @@ class ParentChoice:
     exclude_heldout: bool = True
 
     def __post_init__(self) -> None:
-        if (self.count is None) == (self.fraction is None):
-            raise ValueError(f"parents: count is {self.count} and fraction {self.fraction}: set one of them, the other to none")
         if self.count is not None and self.count < 1:
             raise ValueError(f"parents.count is {self.count}, expected 1 or more")
         if self.fraction is not None and not 0 < self.fraction <= 1:
@@ -39,12 +37,13 @@ def choose_parents(dataset: Dataset, selections: Snapshot, choice: ParentChoice,
     An image is chosen by the hash of its id and `seed`: neither its shard nor the other images move it, except across the
     boundary where `count` ends.
     """
+    if (choice.count is None) == (choice.fraction is None):  # not asked of ParentChoice, whose fields are set one after the other
+        raise ValueError(f"parents: count is {choice.count} and fraction {choice.fraction}: set one of them, the other to none")
     ranked = _ranked(dataset, selections, choice.exclude_heldout, seed)
     if choice.count is not None:
         chosen = heapq.nsmallest(choice.count, ranked)
     else:
-        assert choice.fraction is not None, "a choice has a count or a fraction"
-        limit = choice.fraction * HASH_RANGE
+        limit = (choice.fraction or 0) * HASH_RANGE
         chosen = [one for one in ranked if one[0] < limit]
     parents: dict[str, list[str]] = {shard: [] for shard in selections.shards}
     for _, source_id, shard in chosen:

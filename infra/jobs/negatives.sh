@@ -1,0 +1,12 @@
+#!/bin/sh
+# Make the negatives of a corpus on a cluster:  infra/jobs/negatives.sh s3://corpus/v1 s3://corpus/negatives-v1 --set prior=/weights/sdxl-base-1.0
+# RAY_ADDRESS is the cluster's dashboard, e.g. http://head:8265 (with a token: RAY_AUTH_MODE=token). `prior` is a folder that every node can
+# read, SDXL in diffusers' layout. The same command again continues.
+set -eu
+: "${RAY_ADDRESS:?set RAY_ADDRESS to the dashboard of the cluster, e.g. http://head:8265}"
+: "${2:?usage: infra/jobs/negatives.sh DATASET OUTPUT [flags of pipelines/negatives.py]}"
+corpus=$1
+output=$2
+shift 2
+cd "$(dirname "$0")/../.."
+exec ray job submit --working-dir . -- python pipelines/negatives.py --recipe paper_100k --input "$corpus" --output "$output" "$@"

@@ -1,0 +1,174 @@
+"""A tiny random LLaVA through the real processor, template and generate."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines.stages.llava import Decoding, LlavaCaptioner, LlavaSettings, known_picture, padded, seeded_sampling
+from tests.helpers import photographs
+from tests.tiny_models import tiny_llava
+
+torch = pytest.importorskip("torch")
+TOKENS = 12  # of a caption: a random model ends nowhere, and each one costs time
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llava(tmp_path_factory.mktemp("models") / "tiny-llava")
+
+
+@pytest.fixture(scope="module")
+def captioner(folder: Path) -> LlavaCaptioner:
+    captioner = LlavaSettings(model=str(folder), max_new_tokens=TOKENS).build("abc")
+    captioner.load()
+    return captioner
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[np.ndarray]:
+    return [np.array(Image.open(path).convert("RGB").resize((120, 80))) for path in photographs(5)]
+
+
+def test_a_caption_does_not_depend_on_its_batch(captioner: LlavaCaptioner, pictures: list[np.ndarray]) -> None:
+    together = captioner.describe(pictures, range(5))
+    assert together[0] == captioner.describe(pictures[:1], [0])[0]
+    assert together[3] == captioner.describe(pictures[3:4], [3])[0]
+    assert len({said.text for said in together}) > 1, "the captions do not depend on the pictures"
+
+
+def test_what_was_asked_and_how_is_in_the_answer(captioner: LlavaCaptioner, pictures: list[np.ndarray]) -> None:
+    said = captioner.describe(pictures[:1], [7])[0]
+    assert said.prompt.startswith("A chat between a curious user and an artificial intelligence assistant.")
+    assert said.prompt.endswith("USER: <image>\nDescribe this image and its style in a very detailed manner. ASSISTANT:")
+    assert (said.decoding, said.finish_reason) == ("greedy", "length")
+    assert said.text == " ".join(said.text.split())
+    assert captioner.identity.model == "tiny-llava"
+    assert captioner.identity.revision == "abc"
+
+
+def test_sampling_belongs_to_the_seed(folder: Path, pictures: list[np.ndarray]) -> None:
+    hot = LlavaSettings(model=str(folder), max_new_tokens=TOKENS, decoding=Decoding(temperature=1.5), canary=False).build()
+    hot.load()
+    state = torch.random.get_rng_state()
+    together = hot.describe(pictures[:3], [1, 2, 3])
+    assert together[1] == hot.describe(pictures[1:2], [2])[0]
+    assert together[1].text != hot.describe(pictures[1:2], [99])[0].text
+    assert together[1].decoding == "temperature 1.5, top_p 1.0, seed 2"
+    assert torch.equal(state, torch.random.get_rng_state()), "a global seed was touched"
+
+
+def test_another_attempt_decodes_in_another_way(captioner: LlavaCaptioner, pictures: list[np.ndarray]) -> None:
+    again = captioner.describe(pictures[:1], [5], attempt=1)[0]
+    assert again.decoding == "temperature 0.7, top_p 0.9, seed 5"
+
+
+def test_nucleus_sampling_draws_from_the_nucleus_with_its_probabilities() -> None:
+    logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).repeat(4000, 1)
+    chosen = seeded_sampling(Decoding(temperature=1.0, top_p=0.7), range(4000))(None, logits).argmax(-1)
+    shares = torch.bincount(chosen, minlength=4) / 4000
+    assert shares[2:].sum() == 0
+    assert shares[0] == pytest.approx(0.5 / 0.8, abs=0.03)  # 4 standard deviations of 4000 draws
+
+
+def test_an_end_token_ends_a_caption(captioner: LlavaCaptioner, pictures: list[np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = captioner._inputs([captioner.prepare(pictures[0])])
+    tokens = captioner.model.generate(**inputs, max_new_tokens=3, do_sample=False)[0, inputs["input_ids"].shape[1]:]
+    monkeypatch.setattr(captioner.model.generation_config, "eos_token_id", [2, int(tokens[1])])
+    said = captioner.describe(pictures[:1], [0])[0]
+    assert said.finish_reason == "stop"
+
+
+def test_out_of_memory_halves_the_batch(captioner: LlavaCaptioner, pictures: list[np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = captioner.describe(pictures, range(5))
+    sizes: list[int] = []
+    generate = captioner.model.generate
+
+    def small_memory(**inputs: Any) -> Any:
+        sizes.append(len(inputs["input_ids"]))
+        if sizes[-1] > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return generate(**inputs)
+
+    monkeypatch.setattr(captioner.model, "generate", small_memory)
+    monkeypatch.setattr(captioner.memory, "most", None)
+    assert captioner.describe(pictures, range(5)) == whole
+    assert sizes == [5, 2, 2, 1]
+
+
+def test_pictures_are_padded_or_cut_to_the_square_of_the_tower(captioner: LlavaCaptioner) -> None:
+    wide = np.zeros((10, 40, 3), np.uint8)
+    square = padded(wide, [0.5, 0.25, 0.75])
+    assert square.shape == (40, 40, 3)
+    assert square[0, 0].tolist() == [127, 63, 191]
+    assert not square[15:25].any()
+    assert captioner.prepare(wide).shape == (56, 56, 3)
+    assert captioner.prepare(captioner.prepare(wide)).tobytes() == captioner.prepare(wide).tobytes()
+
+
+def test_a_model_that_does_not_look_is_refused(folder: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    blind = shutil.copytree(folder, tmp_path / "blind")
+    weights = load_file(blind / "model.safetensors")
+    save_file({name: value * 0 if "projector" in name else value for name, value in weights.items()}, blind / "model.safetensors",
+              metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="does not look at its input"):
+        LlavaSettings(model=str(blind), max_new_tokens=4).build().load()
+    LlavaSettings(model=str(blind), max_new_tokens=4, canary=False).build().load()
+
+
+def test_a_processor_of_another_model_is_refused(folder: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(folder, tmp_path / "other")
+    settings = json.loads((other / "processor_config.json").read_text())
+    (other / "processor_config.json").write_text(json.dumps(settings | {"patch_size": 28}))
+    with pytest.raises(ValueError, match="leaves 4 places for a picture, the model fills 16"):
+        LlavaSettings(model=str(other)).build().load()
+
+
+def test_missing_weights_are_refused(folder: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    partial = shutil.copytree(folder, tmp_path / "partial")
+    weights = load_file(partial / "model.safetensors")
+    save_file({name: value for name, value in weights.items() if "layers.1" not in name}, partial / "model.safetensors",
+              metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="of the model's weights"):
+        LlavaSettings(model=str(partial)).build().load()
+
+
+@pytest.mark.parametrize(("damage", "message"), [
+    (lambda folder: (folder / "model.safetensors").unlink(), "is its folder complete"),
+    (lambda folder: (folder / "config.json").write_text('{"model_type": "llama"}'), "type 'llama', expected 'llava'"),
+    (lambda folder: (folder / "model.safetensors").write_bytes(b"cut"), "cannot be loaded"),
+])
+def test_damaged_folders_are_refused(folder: Path, tmp_path: Path, damage: Any, message: str) -> None:
+    broken = shutil.copytree(folder, tmp_path / "broken")
+    damage(broken)
+    with pytest.raises(ValueError, match=message):
+        LlavaSettings(model=str(broken)).build().load()
+
+
+def test_a_folder_that_is_not_there_and_a_gpu_that_is_not_there(folder: Path) -> None:
+    with pytest.raises(ValueError, match="no folder of weights"):
+        LlavaSettings(model="/nowhere/llava").weights()
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="sees no GPU"):
+            LlavaSettings(model=str(folder), device="cuda").build().load()
+
+
+@pytest.mark.parametrize("change", [{"question": "What is <image>?"}, {"template": "USER: {question}"}, {"template": "USER: <image>"},
+                                    {"max_new_tokens": 0}])
+def test_settings_teach(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"captioner\.(question|template|max_new_tokens)"):
+        LlavaSettings(model="x", **change)
+
+
+def test_the_known_picture_is_not_blank() -> None:
+    assert known_picture(56).std() > 40
