@@ -46,7 +46,8 @@ def test_only_files_that_no_commit_names_are_swept(dataset: Dataset) -> None:
     run_here(Measure(threshold=500), dataset, dataset.snapshot("images"))
     before = keys(dataset)
     strays = {"images/00000.0123456789abcdef.parquet", "scores/00009.0123456789abcdef.outcomes.parquet",
-              "exports/00000.0123456789abcdef.tar", "attempts/scores/00000.ab/0-2.0123456789abcdef.json", "commits/scores/v/.00000.k.json.0123456789abcdef.part"}
+              "exports/00000.0123456789abcdef.tar",
+              "attempts/scores/00000.ab/0-2.0123456789abcdef.json", "commits/scores/v/.00000.k.json.0123456789abcdef.part"}
     foreign = {"README.md", "images/mine.parquet", "training/checkpoint.0123456789abcdef.safetensors", "notes/a.json"}
     for key in strays | foreign:
         dataset.store.put(key, b"x")

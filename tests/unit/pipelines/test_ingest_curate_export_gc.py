@@ -188,7 +188,8 @@ def test_a_dry_run_writes_nothing(photos: Path, tmp_path: Path, here: list[str],
 
 @pytest.mark.parametrize(("args", "told"), [
     (["--recipe", "tinny"], "did you mean 'tiny'"), (["--set", "shard.row=3"], "did you mean 'rows'"),
-    (["--set", "shard.rows=0"], "at least 1"), (["--input", "EMPTY"], "no file with the suffix of an image"), (["--input", "/nowhere/at/all"], "not a folder"),
+    (["--set", "shard.rows=0"], "at least 1"),
+    (["--input", "EMPTY"], "no file with the suffix of an image"), (["--input", "/nowhere/at/all"], "not a folder"),
     (["--set", "sidecar=gone.csv"], "does not exist"), (["--output", "ftp://x/y"], "scheme")])
 def test_ingest_refuses_before_any_work(args: list[str], told: str, photos: Path, tmp_path: Path, here: list[str],
                                         capsys: pytest.CaptureFixture[str]) -> None:
