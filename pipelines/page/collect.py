@@ -34,7 +34,7 @@ def collect(config: ReportConfig, tracking: str | None) -> Page:
     return Page(
         title=config.title, made_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         network=[*work.network(trainings), *runs.parameters(config)], flow=work.flow(), rejects=work.rejects(), captions=captions, negatives=negatives,
-        trainings=trainings, evaluations=evaluations, protocol=work.protocol(), restorations=restorations, commands=commands,
+        trainings=trainings, evaluations=evaluations, protocol=work.protocol(), restorations=restorations, commands=commands, environment=work.record.get("environment", {}),
         credits=work.credits(), mlflow=tracking,
         missing=[what for what, found in (("captions", captions), ("negatives", negatives), ("training curves", trainings),
                                           ("scores", evaluations), ("restored pictures", restorations), ("commands", commands)) if not found])
@@ -70,6 +70,12 @@ class Workspace:
             if len(found) >= self.config.most:
                 break
         return found
+
+    @cached_property
+    def ids(self) -> dict[str, str]:
+        """image_id or source_id of what is shown -> its file: the reason for a duplicate names the other one so."""
+        found = {row["image_id"]: self.names.get(source_id, "") for source_id, row in self.photographs.items() if row["image_id"] in self.kept}
+        return {**self.names, **found}
 
     def name(self, source_id: str) -> str:
         """The name of a photograph, as a person would say it."""
@@ -107,7 +113,8 @@ class Workspace:
     def _reject(self, row_id: str, status: str, reason: str, detail: str) -> Reject:
         name = self.names.get(row_id, row_id)
         row = self.photographs.get(row_id) or next((r for r in self.photographs.values() if r["image_id"] == row_id), None)
-        return Reject(name=name, status=status, reason=reason, value=shorten(detail.removeprefix(f"{name}: "), 140),
+        value = f"of {self.ids[detail]}" if detail in self.ids else detail.removeprefix(f"{name}: ")
+        return Reject(name=name, status=status, reason=reason, value=shorten(value, 140),
                       picture=picture_or_none(row["bytes"], name) if row else None)
 
     def captions(self) -> list[Captioned]:
@@ -135,7 +142,7 @@ class Workspace:
     def _negative(self, row: Row, parent: Row | None) -> Negative:
         name = self.name(parent["source_id"]) if parent else row["parent_image_id"][:12]
         shown = embed(square(parent["bytes"]), f"{name}, the photograph") if parent else None
-        settings = f"{name}: strength {row['strength']:g}, {row['steps']} steps, seed {row['seed']}"
+        settings = f"{name}: strength {row['strength']:g}, {row['steps']} steps"
         return Negative(name=name, parent=shown, picture=embed(row["bytes"], f"{name}, made worse"), prompt=row["prompt"], settings=settings)
 
     def evaluations(self) -> list[Evaluation]:
@@ -159,12 +166,18 @@ class Workspace:
         names = {row["source_id"]: row["position"] for row in rows(dataset, "inputs", ["source_id", "position"])} if dataset.has("inputs") else {}
         return [restoration(row, came.get(row["image_id"], {}), names) for row in first(rows(dataset, "restorations"), self.config.most_strips)]
 
-    def commands(self) -> list[CommandRun]:
-        """The record that the driver of the demo keeps."""
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """What the driver of the demo wrote down; empty if the jobs were run by hand."""
         if not self.root.exists(self.config.commands):
-            return []
+            return {"jobs": [], "environment": {}}
+        record: dict[str, Any] = json.loads(self.root.read(self.config.commands))
+        return record
+
+    def commands(self) -> list[CommandRun]:
+        """Every command with what it took."""
         return [CommandRun(job=one["job"], command=one["command"], seconds=one.get("seconds"), peak_gib=one.get("peak_gib"), note=one.get("note", ""))
-                for one in json.loads(self.root.read(self.config.commands))["jobs"]]
+                for one in self.record["jobs"]]
 
     def credits(self) -> list[Credit]:
         """Authors and licences, of every photograph that may stand on the page."""

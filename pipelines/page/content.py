@@ -159,6 +159,7 @@ class Page:
     protocol: dict[str, str]
     restorations: list[Restoration]
     commands: list[CommandRun]
+    environment: dict[str, str]  # what was exported before the commands
     credits: list[Credit]
     mlflow: str | None
     missing: list[str]  # what the workspace did not hold, in words

@@ -12,13 +12,14 @@ Scale = Callable[[float], float]  # a value to a place in the drawing
 WIDTH, HEIGHT = 460, 220  # choice: two side by side on a page of 1040
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 14, 30
 TICKS = 4  # choice: about so many lines across
+SMOOTHED = 20  # choice: fewer points are joined as they are
 MOST_POINTS = 600  # choice: more than this is not seen at 400 pixels
 
 
 def draw(curve: Curve) -> Html:
     """One figure with axes, its title above it and a sentence for those who do not see it."""
     points = [(step, value) for step, value in curve.points if math.isfinite(value)]
-    caption = tag("figcaption", tag("b", curve.title), f" {curve.unit}" if curve.unit else "")
+    caption = tag("figcaption", tag("b", curve.title), tag("span", f" {curve.unit}") if curve.unit else "")
     if len(points) < 2:
         return tag("figure", caption, tag("p", "fewer than two steps were logged", class_="muted"), class_="chart")
     points = points[:: max(1, math.ceil(len(points) / MOST_POINTS))]
@@ -33,7 +34,9 @@ def draw(curve: Curve) -> Html:
 
 
 def running_mean(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Exponential mean over about a tenth of the run, corrected for its start."""
+    """Exponential mean over about a tenth of the run, corrected for its start; a few points are left as they are."""
+    if len(points) < SMOOTHED:
+        return list(points)
     keep = 1 - 1 / max(2.0, len(points) / 10)
     total = weight = 0.0
     smooth = []
@@ -45,8 +48,8 @@ def running_mean(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
 
 def describe(title: str, mean: list[tuple[int, float]]) -> str:
     """The figure in one sentence, with the ends of the running mean."""
-    tenth = mean[min(len(mean) - 1, len(mean) // 10)][1]
-    return f"{title}: running mean {tenth:.3g} after a tenth of the run, {mean[-1][1]:.3g} at step {mean[-1][0]}"
+    early = mean[len(mean) // 10]
+    return f"{title}: {early[1]:.3g} at step {early[0]}, {mean[-1][1]:.3g} at step {mean[-1][0]} (running mean)"
 
 
 def _range(points: list[tuple[int, float]], mean: list[tuple[int, float]]) -> tuple[float, float]:

@@ -17,8 +17,13 @@ STAGES = (
     ("adaptor", "Stage 2: adaptor and connectors",
      "The prior is frozen. The adaptor reads the degraded latent and learns to steer the prior's denoising towards the original."),
 )
-CURVES = ("loss", "loss/latent", "loss/image", "loss/total", "grad_norm")  # choice: what one looks at first; the rest is in MLflow
-MOST_CURVES = 4
+CURVES = {  # choice: what one looks at first; the rest is in MLflow
+    "loss": ("Training loss", ""),
+    "validation/loss": ("Validation loss", "fixed pictures, fixed noise"),
+    "validation/psnr_stage1": ("Validation PSNR of stage 1", "dB, fixed pictures"),
+    "grad_norm": ("Gradient norm", "before clipping"),
+}
+
 
 
 def trainings(config: ReportConfig, tracking: str | None) -> list[Training]:
@@ -40,10 +45,8 @@ def training(folder: Store, tracking: str | None, title: str, what: str) -> Trai
 
 
 def curves(metrics: dict[str, list[tuple[int, float]]]) -> list[Curve]:
-    """The curves worth a look: losses first, those of a single timestep range left out."""
-    named = [name for name in CURVES if name in metrics]
-    others = [name for name in sorted(metrics) if "loss" in name and name not in named and "/t" not in name]
-    return [Curve(title=name, points=metrics[name]) for name in [*named, *others][:MOST_CURVES]]
+    """The curves worth a look."""
+    return [Curve(title=title, points=metrics[name], unit=unit) for name, (title, unit) in CURVES.items() if name in metrics]
 
 
 def facts(config: dict[str, Any], finished: dict[str, Any]) -> list[tuple[str, str]]:

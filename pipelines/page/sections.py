@@ -34,7 +34,7 @@ def _plain_words(page: Page) -> Html:
     return tag(
         "aside", tag("h2", "What a network of this size can and cannot do"),
         tag("p", "SUPIR samples with 3.9 billion parameters that have seen 20 million photographs. This network has a few million and has seen "
-            "a few dozen, for minutes on two processor cores. It takes some noise, blocking and blur away. ",
+            "a few dozen, for minutes on two processor cores. At its best it takes some noise, blocking and blur away. ",
             tag("strong", "It does not invent convincing detail"), ": no faces, no lettering, no fur. What leaves it is soft, and by PSNR it need "
             "not beat its own input. The page shows that the chain works from end to end, not what a full-sized model restores."),
         tag("p", verdict(page.evaluations)) if page.evaluations else "", class_="plain")
@@ -169,7 +169,10 @@ def commands(page: Page) -> Html:
     total = sum(run.seconds or 0 for run in page.commands)
     lead = tag("p", "The chain, in order. Type any of them again: each finds what is done and does the rest. "
                f"Together {_duration(total)} of the {_duration(BUDGET_S)} that they may take on two cores.")
-    return _section("commands", "Commands", lead, tag("ol", *(_command(run, slowest) for run in page.commands), class_="commands"))
+    shared = [tag("pre", tag("code", "\n".join(f"export {key}={value}" for key, value in page.environment.items())), tabindex="0")] if page.environment else []
+    prior = tag("p", "The prior that they start from ships with the repository (", tag("code", "priors/tiny"), "); ",
+                tag("code", "python training/train_prior.py --recipe tiny"), " makes it anew, which takes longer than all of this.", class_="muted")
+    return _section("commands", "Commands", lead, *shared, prior, tag("ol", *(_command(run, slowest) for run in page.commands), class_="commands"))
 
 
 def _command(run: CommandRun, slowest: float) -> Html:
