@@ -1,0 +1,112 @@
+"""`ray job submit` of pipelines/caption.py against a head that the test starts: the state of the job, the exit code, the table."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from infra.dataset import Dataset
+from tests.helpers import ROOT, answers, commit_table, entry_env, free_port, images_dataset, kill_group, photographs, wait_until
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(420)]
+TOKEN = uuid.uuid4().hex
+
+
+@dataclass(frozen=True)
+class Head:
+    """A Ray head with its dashboard on the loopback address, behind a token."""
+
+    address: str
+    env: dict[str, str]
+
+    def submit(self, *command: str) -> tuple[subprocess.CompletedProcess[str], str]:
+        """(what `ray job submit` said, the job's final state)."""
+        job = f"test-{uuid.uuid4().hex[:8]}"
+        ray = str(Path(sys.executable).parent / "ray")
+        submit = [ray, "job", "submit", "--address", self.address, "--submission-id", job, "--working-dir", ".", "--"]
+        done = subprocess.run([*submit, *command], cwd=ROOT, env=self.env, capture_output=True, text=True, timeout=180, check=False)
+        asked = urllib.request.Request(f"{self.address}/api/jobs/{job}", headers={"Authorization": f"Bearer {TOKEN}"})
+        with urllib.request.urlopen(asked, timeout=30) as answer:
+            return done, json.load(answer)["status"]
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: the names of sockets are at most 107 bytes long
+    env = entry_env(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN)
+    dashboard = free_port()
+    command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1", "--num-cpus=2",
+               f"--port={free_port()}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--temp-dir={folder}",
+               f"--ray-client-server-port={free_port()}", f"--dashboard-agent-listen-port={free_port()}",
+               f"--metrics-export-port={free_port()}", "--object-store-memory=100000000", "--disable-usage-stats"]
+    log = Path(folder, "head.log")
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, env=env, stdout=out, stderr=out, start_new_session=True)
+    try:
+        wait_until(lambda: answers(f"http://127.0.0.1:{dashboard}/api/version"), f"the head ({log})", process=process)
+        yield Head(f"http://127.0.0.1:{dashboard}", env)
+    finally:
+        kill_group(process)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    dataset, images = images_dataset(str(tmp_path_factory.mktemp("corpus")), photographs(5), per_shard=3, side_px=128)
+    rows = [dataset.read(ref, ["image_id", "source_id"]) for ref in images.shards.values()]
+    commit_table(dataset, "selections", [t.append_column("accepted", pa.array([i != 1 for i in range(t.num_rows)])) for t in rows])
+    return dataset
+
+
+def test_a_submitted_job_succeeds_and_a_second_one_finds_nothing_to_do(head: Head, corpus: Dataset) -> None:
+    command = ("python", "pipelines/caption.py", "--recipe", "tiny", "--input", corpus.store.url)
+    done, state = head.submit(*command)
+    assert (done.returncode, state) == (0, "SUCCEEDED"), done.stdout + done.stderr
+    assert "caption: 5 in = 3 accepted + 2 rejected + 0 failed (not_selected 2)" in done.stdout
+    snapshot = corpus.snapshot("captions")
+    rows = [row for ref in snapshot.shards.values() for row in corpus.read(ref).to_pylist()]
+    assert len(rows) == 3
+    assert all(row["caption"].startswith("A ") and row["clip_tokens"] > 10 for row in rows)
+    again, state = head.submit(*command)
+    assert (again.returncode, state) == (0, "SUCCEEDED")
+    assert "nothing was pending" in again.stdout
+    assert corpus.snapshot("captions") == snapshot
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    (("--recipe", "llava13b"), "caption: unknown recipe 'llava13b': did you mean 'llava_13b'?"),
+    (("--recipe", "llava_13b", "--set", "captioner.model=/nowhere/llava"), "caption: no folder of weights at '/nowhere/llava'"),
+])
+def test_a_job_that_cannot_run_is_failed_and_says_why(head: Head, corpus: Dataset, flags: tuple[str, ...], message: str) -> None:
+    done, state = head.submit("python", "pipelines/caption.py", "--input", corpus.store.url, *flags)
+    assert state == "FAILED"
+    assert done.returncode != 0
+    assert message in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def test_without_the_token_nobody_submits(head: Head, corpus: Dataset) -> None:
+    stranger = {**head.env, "RAY_AUTH_TOKEN": "wrong"}
+    ray = str(Path(sys.executable).parent / "ray")
+    done = subprocess.run([ray, "job", "submit", "--address", head.address, "--", "python", "pipelines/caption.py"], cwd=ROOT, env=stranger,
+                          capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode != 0
+
+
+def test_the_submit_lines_are_the_documented_ones(head: Head, corpus: Dataset) -> None:
+    script = ROOT / "infra" / "jobs" / "caption.sh"
+    done = subprocess.run([str(script), corpus.store.url, "--recipe", "tiny"], env={**head.env, "RAY_ADDRESS": head.address},
+                          cwd=os.path.dirname(ROOT), capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
