@@ -150,6 +150,7 @@ class Dataset:
     def __init__(self, url: str) -> None:
         self.store = open_store(url)
         self._verified: set[str] = set()
+        self._reached = False
 
     def __reduce__(self) -> tuple[type[Dataset], tuple[str]]:
         return Dataset, (self.store.url,)
@@ -255,6 +256,9 @@ class Dataset:
     # inside
 
     def _snapshot_names(self, table: str) -> list[str]:
+        if not self._reached:  # a wrong address is told at once; later a server that is away is waited for
+            self.store.check()
+            self._reached = True
         return self._records(f"commits/{table}/current")
 
     def _records(self, folder: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import tempfile
 import time
@@ -61,7 +62,8 @@ def check_tracking(uri: str | None) -> None:
     except urllib.error.HTTPError:  # a server that answers, if with a refusal
         return
     except OSError as error:
-        raise TrackingError(f"no MLflow server answers at {uri} ({error}): start it (`make mlflow`), correct --tracking or "
+        shown = re.sub(r"//[^/@]*@", "//…@", uri)  # a password may stand there
+        raise TrackingError(f"no MLflow server answers at {shown} ({error}): start it (`make mlflow`), correct --tracking or "
                             "MLFLOW_TRACKING_URI, or leave them out to run without tracking") from error
 
 
