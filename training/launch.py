@@ -195,7 +195,9 @@ def _worker_main(told: dict[str, Any]) -> None:
 
     try:
         run_worker(job, place, say)
-    except (NotFinite, ValueError) as error:
+    except NotFinite as error:  # every worker sees the same number, so all of them end here, and Ray has nothing to start again
+        write_stop_reason(job, str(error))
+    except ValueError as error:  # perhaps this worker's alone: raising takes the others down, and `stop_reason` ends the next attempt
         write_stop_reason(job, str(error))
         raise
 

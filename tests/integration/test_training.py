@@ -1,0 +1,136 @@
+"""Both stages under Ray Train with ZeRO-2: a worker is killed, then the driver, and the losses are those of a run left in peace."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.corpora import corpus, negatives, random_prior
+from tests.helpers import ROOT, entry_env
+from training import checkpoint
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+
+STEPS, EVERY = 40, 5
+
+
+class Training:
+    """`training/train_adaptor.py` on two workers, as a person starts it."""
+
+    def __init__(self, place: Path, output: str, *more: str) -> None:
+        self.output = place / output
+        sizes = {"batch.crop_px": 32, "batch.short_side_px": 48, "batch.global_batch": 4, "batch.micro_batch": 2, "steps": STEPS,
+                 "checkpoint.every_steps": EVERY, "validation.images": 1, "validation.every_steps": 20, "encoder": "none",
+                 "prior": place / "prior", "negatives": place / "n"}  # fmt: skip
+        sets = [word for key, value in sizes.items() for word in ("--set", f"{key}={value}")]
+        self.uri = f"sqlite:///{place}/mlflow.db"
+        urls = ["--input", str(place / "c"), "--output", str(self.output), "--tracking", self.uri]
+        self.command = [sys.executable, str(ROOT / "training" / "train_adaptor.py"), *urls, *sets, *more]
+        self.env = entry_env(RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2", OMP_NUM_THREADS="1")
+
+    def start(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(self.command, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd="/")
+
+    def to_the_end(self) -> str:
+        done = subprocess.run(self.command, env=self.env, capture_output=True, text=True, timeout=300, cwd="/", check=False)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return done.stdout
+
+    def saved(self) -> int:
+        """The newest step that has a checkpoint."""
+        found = sorted(self.output.glob("checkpoints/step-*.json"))
+        return int(found[-1].stem[5:]) if found else 0
+
+    def losses(self) -> list[tuple[int, float]]:
+        """(step, loss) as the tracker has them, over all runs of this output."""
+        from mlflow.tracking import MlflowClient
+
+        client, tag = MlflowClient(self.uri), checkpoint.read(_store(self.output), self.saved()).meta.tracker_run_id
+        return sorted((m.step, m.value) for m in client.get_metric_history(tag, "loss"))
+
+
+def _store(folder: Path) -> Any:
+    from infra.storage import open_store
+
+    return open_store(str(folder))
+
+
+def wait_for(ready: Callable[[], bool], process: subprocess.Popen[str], what: str, timeout_s: float = 120) -> None:
+    until = time.monotonic() + timeout_s
+    while not ready():
+        assert process.poll() is None, f"the training ended before {what}: {process.stdout.read()[-3000:]}"  # type: ignore[union-attr]
+        assert time.monotonic() < until, f"no {what} within {timeout_s} s"
+        time.sleep(0.02)
+
+
+def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The training workers that this driver started."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    return [child for child in children if "RayTrainWorker" in " ".join(child.cmdline())]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ray")
+    corpus(folder / "c", side_px=96)
+    negatives(folder / "n")
+    random_prior(folder / "prior")
+    return folder
+
+
+@pytest.fixture
+def descendants() -> Iterator[list[psutil.Process]]:
+    """Processes that must be gone at the end, whatever the test did."""
+    found: list[psutil.Process] = []
+    yield found
+    _, alive = psutil.wait_procs(found, timeout=30)
+    for process in alive:
+        process.kill()
+    assert not alive, f"a killed driver left {len(alive)} processes behind"
+
+
+def test_a_killed_worker_and_a_killed_driver_change_no_loss(place: Path, descendants: list[psutil.Process]) -> None:
+    whole = Training(place, "whole")
+    assert "finished in" in whole.to_the_end()
+    expected = whole.losses()
+    assert [step for step, _ in expected] == list(range(1, STEPS + 1))
+
+    killed = Training(place, "killed")
+    process = killed.start()
+    wait_for(lambda: killed.saved() >= EVERY, process, "first checkpoint")
+    workers = workers_of(process)
+    assert len(workers) == 2
+    os.kill(workers[1].pid, signal.SIGKILL)
+    at = killed.saved()
+    wait_for(lambda: killed.saved() >= at + 2 * EVERY, process, "checkpoint after the worker was killed")
+    descendants += psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    assert killed.saved() < STEPS, "the driver was to be killed on the way"
+
+    out = killed.to_the_end()
+    assert "continuing after step" in out
+    assert killed.losses() == expected, "each step once, and each loss bit by bit"
+    weights = "adaptor/diffusion_pytorch_model.safetensors"
+    assert (killed.output / weights).read_bytes() == (whole.output / weights).read_bytes()
+
+    begun = time.monotonic()
+    assert "nothing to do" in killed.to_the_end()
+    assert time.monotonic() - begun < 10, "a finished run says so in seconds"
+
+
+def test_a_stop_that_would_come_again_is_told_once_and_not_tried_again(place: Path) -> None:
+    stopped = Training(place, "stopped", "--set", "optimizer.lr=1e30", "--set", "optimizer.warmup_steps=0")
+    done = subprocess.run(stopped.command, env=stopped.env, capture_output=True, text=True, timeout=200, cwd="/", check=False)
+    assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "Lower optimizer.lr" in done.stderr
+    assert len(list((stopped.output / "stops").iterdir())) == 1
