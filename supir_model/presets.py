@@ -174,6 +174,15 @@ RELEASED_PROMPTS = Prompts(
     ),
     source="released code",
 )
+PAPER_PROMPTS = Prompts(
+    positive=(  # App. A.2
+        "cinematic, High Contrast, highly detailed, unreal engine, taken using a Canon EOS R camera, hyper detailed "
+        "photo-realistic maximum detail, 32k, Color Grading, ultra HD, extreme meticulous detailing, skin pore detailing, "
+        "hyper sharpness, perfect without deformations, Unreal Engine 5, 4k render"
+    ),
+    negative="oil painting, cartoon, blur, dirty, messy, low quality, deformation, low resolution, over-smooth",  # Sec. 3.2
+    source="paper",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,6 +235,7 @@ SAMPLINGS: Mapping[str, SamplingPreset] = {
         guidance_start=8.5,  # Sec. 4.1: lambda 7.5 in z_pos + lambda (z_pos - z_neg) is the weight 8.5 in u + g (c - u)
         guidance_end=8.5,
         colour_fix="none",
+        prompts=PAPER_PROMPTS,
     ),
     "release_quality": SamplingPreset(  # the released demo's "Quality"
         name="release_quality", steps=50, restore_cfg=-1.0, s_churn=5.0, s_noise=1.003, guidance_start=4.0, guidance_end=7.5

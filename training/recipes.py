@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from supir_model.presets import RELEASED_PROMPTS
+from supir_model.presets import PAPER_PROMPTS, RELEASED_PROMPTS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,10 +186,7 @@ def batch_arithmetic(batch: BatchOptions, world: int) -> Arithmetic:
 QUALITY_WORDS = {
     "none": "",
     "released": RELEASED_PROMPTS.positive,
-    # App. A.2
-    "paper": "cinematic, High Contrast, highly detailed, unreal engine, taken using a Canon EOS R camera, hyper detailed photo-realistic "
-    "maximum detail, 32k, Color Grading, ultra HD, extreme meticulous detailing, skin pore detailing, hyper sharpness, perfect without "
-    "deformations, Unreal Engine 5, 4k render",
+    "paper": PAPER_PROMPTS.positive,
 }
 TINY_PRIOR = "priors/tiny"
 

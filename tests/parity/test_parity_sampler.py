@@ -21,8 +21,9 @@ from supir_model.tiling import Window, gaussian, tiled, windows
 from tests.parity.golden import cases, read, worst
 from tests.parity.test_parity_network import golden_network
 
-SAMPLER = 2e-5  # values up to 60, up to 50 steps, sigmas in double where the released code has fp32; reached: 7e-6
-END_TO_END = 2e-4  # the network's 8e-6 over 10 steps, values up to 60; reached: 7e-5
+SAMPLER = 2e-5  # values up to 60, up to 50 steps, sigmas in double where the released code has fp32; reached: 9e-6
+PREDICTION = 4e-5  # on the way, guidance up to 7.5 multiplies that; the result forgets most of it; reached: 1.4e-5
+END_TO_END = 2e-4  # the network's 8e-6 over 10 steps, values up to 60; reached: 8e-5
 
 
 def analytic(case: dict[str, Any]) -> ConditionalDenoise:
@@ -99,7 +100,7 @@ def test_trace(path: Path) -> None:
     predictions: list[Tensor] = []
     found = run(case, golden, recorder(denoiser_of(case, golden), predictions))
     if "guided_denoised" in golden:
-        assert worst(torch.stack(predictions), golden["guided_denoised"]) < SAMPLER
+        assert worst(torch.stack(predictions), golden["guided_denoised"]) < PREDICTION
     assert worst(found, golden["x_final"]) < SAMPLER
 
 
