@@ -7,6 +7,8 @@ is never lost and stands in one shard.
 Retries: a source whose fetch failed may be asked for again (`retry_failed`). Its row is then repeated in a new shard with the next
 `attempt`; **the outcome in the last shard that holds a source_id is the one that counts**. Only failed sources are repeated, so the
 images table still holds each source once.
+
+The driver keeps the ids that it knows in memory: about 100 bytes a source, 2 GB for 20 million.
 """
 
 from __future__ import annotations

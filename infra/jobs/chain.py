@@ -27,7 +27,7 @@ def chain(workspace: str) -> list[Step]:
     encoder, adaptor = f"{workspace}/encoder", f"{workspace}/adaptor"
     trained = ("--set", f"encoder={encoder}/encoder", "--set", f"adaptor={adaptor}/adaptor")
     return [
-        _step("pipelines/ingest.py", "--input", PHOTOGRAPHS, "--output", corpus),
+        _step("pipelines/ingest.py", "--input", PHOTOGRAPHS, "--output", corpus, "--set", "source_name=examples"),
         _step("pipelines/curate.py", "--input", corpus),
         _step("pipelines/caption.py", "--input", corpus),
         _step("pipelines/negatives.py", "--input", corpus, "--output", negatives),

@@ -1,4 +1,4 @@
-"""Recipes of the curate job. The paper states no threshold (reference to docs/numerics.md): all of them are choices."""
+"""Recipes of the curate job. The paper states no threshold of its curation: all of them are choices."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from pipelines.runtime.cluster import WorkerOptions
 from pipelines.stages.selection import SelectionRule, Threshold
+from supir_model.images import MAX_PIXELS
 
 NEAR_RADIUS_BITS = 4  # choice: of the pairs of different photographs in examples/ the nearest differ in 10 bits
 
@@ -17,7 +18,7 @@ class CurateConfig:
 
     input: str
     rule: SelectionRule
-    max_pixels: int = 80_000_000  # supir_model.images.MAX_PIXELS
+    max_pixels: int = MAX_PIXELS
     workers: WorkerOptions = field(default_factory=WorkerOptions)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from pipelines.inputs_table import ShardLimits
 from pipelines.runtime.cluster import WorkerOptions
+from supir_model.images import MAX_PIXELS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +20,7 @@ class IngestConfig:
     sidecar: str = ""  # CSV in the source that tells provenance; empty: photos.csv, or <folder>.csv beside the folder
     shard: ShardLimits = field(default_factory=ShardLimits)
     max_bytes: int = 200 * 2**20  # choice: larger than any photograph of a camera, smaller than a shard
-    max_pixels: int = 80_000_000  # supir_model.images.MAX_PIXELS
+    max_pixels: int = MAX_PIXELS
     retry_failed: bool = False  # ask once more for what could not be fetched
     workers: WorkerOptions = field(default_factory=WorkerOptions)
 
