@@ -1,0 +1,135 @@
+"""What a step minimises: which parameters it moves, and what its minimum is."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+
+from supir_model.encoder import copy_encoder, encode_mode
+from supir_model.network import SupirAdaptor
+from supir_model.presets import get_network
+from training.engines import clip_scale, ema_decay
+from training.loop import learning_rate
+from training.recipes import OptimizerOptions
+from training.step import AdaptorStep, EncoderStep
+
+PRESET = get_network("tiny")
+B, CROP = 2, 32
+
+
+@pytest.fixture(scope="module")
+def networks() -> dict[str, Any]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return {"vae": PRESET.build_vae().eval(), "unet": PRESET.build_unet().eval()}
+
+
+def pair() -> dict[str, torch.Tensor]:
+    g = torch.Generator().manual_seed(1)
+    x_BCHW = torch.rand(B, 3, CROP, CROP, generator=g) * 2 - 1
+    return {"x_gt_BCHW": x_BCHW, "x_lq_BCHW": (x_BCHW + 0.3 * torch.randn(x_BCHW.shape, generator=g)).clamp(-1, 1)}
+
+
+def encoder_step(networks: dict[str, Any], loss: str) -> EncoderStep:
+    vae = networks["vae"]
+    return EncoderStep(vae, copy_encoder(vae), loss=loss, latent_weight=1.0, bf16=False)  # type: ignore[arg-type]
+
+
+def test_stage_1_moves_the_encoder_alone(networks: dict[str, Any]) -> None:
+    step = encoder_step(networks, "frozen_encoder")
+    loss, parts = step(pair())
+    loss.backward()
+    assert all(name.startswith("encoder.") for name, _ in step.named_parameters())
+    assert all(p.grad is not None for p in step.parameters())
+    assert all(p.grad is None for p in networks["vae"].parameters())
+    assert loss.item() == pytest.approx(parts["loss_B"].mean().item())
+    assert set(parts) == {"loss_B", "image_B", "latent_B", "decoded_mean_B", "decoded_variance_B", "target_mean_B", "target_variance_B"}
+
+
+def test_the_anchored_loss_is_zero_where_the_encoder_sees_through_the_degradation(networks: dict[str, Any]) -> None:
+    clean = {**pair(), "x_lq_BCHW": pair()["x_gt_BCHW"]}
+    assert encoder_step(networks, "frozen_encoder")(clean)[0].item() < 1e-10
+
+
+def test_a_constant_encoder_minimises_the_printed_loss_and_not_the_anchored_one(networks: dict[str, Any]) -> None:
+    losses = {}
+    for name in ("paper", "frozen_encoder"):
+        step = encoder_step(networks, name)
+        with torch.no_grad():
+            step.encoder.conv_out.weight.zero_()
+        losses[name] = step(pair())[0].item()
+    assert losses["paper"] == 0
+    assert losses["frozen_encoder"] > 1e-3
+
+
+def test_the_printed_loss_trains_both_sides(networks: dict[str, Any]) -> None:
+    step, batch = encoder_step(networks, "paper"), pair()
+    batch["x_gt_BCHW"].requires_grad_(True)
+    step(batch)[0].backward()
+    assert batch["x_gt_BCHW"].grad is not None
+
+
+def adaptor_step(networks: dict[str, Any]) -> tuple[AdaptorStep, dict[str, Any]]:
+    vae, unet = networks["vae"], networks["unet"]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        adaptor = SupirAdaptor.from_unet(unet, PRESET)
+        text = torch.randn(B, 77, PRESET.context_dim), torch.randn(B, PRESET.pooled_dim)
+        noise_BCHW = torch.randn(B, 4, CROP // PRESET.vae_factor, CROP // PRESET.vae_factor)
+    step = AdaptorStep(
+        unet=unet, adaptor=adaptor, vae=vae, encoder=vae.encoder, encode_text=lambda _: text, conditioning_size_px=128, bf16=False
+    )
+    return step, {**pair(), "prompts": ["", "a photograph"], "timestep_B": torch.tensor([100, 900]), "noise_BCHW": noise_BCHW}
+
+
+def test_stage_2_moves_trunk_and_connectors_alone(networks: dict[str, Any]) -> None:
+    step, batch = adaptor_step(networks)
+    loss, _ = step(batch)
+    loss.backward()
+    assert {name.split(".")[2] for name, _ in step.named_parameters()} == {"trunk", "connectors"}
+    assert any(bool(p.grad.any()) for name, p in step.named_parameters() if "connectors" in name and p.grad is not None)
+    assert all(p.grad is None for frozen in (networks["vae"], networks["unet"]) for p in frozen.parameters())
+
+
+def test_stage_2_is_noise_prediction_on_sdxls_schedule(networks: dict[str, Any]) -> None:
+    """eps_theta(sqrt(abar) z + sqrt(1 - abar) eps, t), from SDXL's own betas."""
+    step, batch = adaptor_step(networks)
+    beta_T = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    abar_B111 = torch.cumprod(1 - beta_T, 0)[batch["timestep_B"]].float().view(-1, 1, 1, 1)
+    vae, seen = networks["vae"], {}
+    z_BCHW = encode_mode(vae, vae.encoder, batch["x_gt_BCHW"])
+    step.supir.register_forward_pre_hook(lambda _, args: seen.update(x=args[0], z_lq=args[4]))
+    with torch.no_grad():
+        step(batch)
+    expected = abar_B111.sqrt() * z_BCHW + (1 - abar_B111).sqrt() * batch["noise_BCHW"]
+    assert torch.allclose(seen["x"], expected, atol=1e-5)  # fp32, two ways of writing the same sum
+    assert torch.equal(seen["z_lq"], encode_mode(vae, vae.encoder, batch["x_lq_BCHW"]))
+
+
+def test_bf16_computes_near_fp32_and_leaves_what_is_trained_in_fp32(networks: dict[str, Any]) -> None:
+    step, batch = adaptor_step(networks)
+    fp32 = step(batch)[0].item()
+    step._bf16 = True
+    loss = step(batch)[0]
+    loss.backward()
+    assert loss.item() == pytest.approx(fp32, rel=0.03)  # 8 bits of mantissa through some forty layers
+    assert {p.grad.dtype for p in step.parameters() if p.grad is not None} == {torch.float32}
+
+
+def test_the_learning_rate_warms_up_and_ends_where_it_should() -> None:
+    options = OptimizerOptions(lr=1.0, warmup_steps=4, lr_end_fraction=0.1)
+    rates = [learning_rate(options, step, 20) for step in range(20)]
+    assert rates[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    assert rates[-1] == pytest.approx(0.1)
+    assert all(a > b for a, b in pairwise(rates[4:]))
+    constant = OptimizerOptions(lr=1e-5)
+    assert {learning_rate(constant, step, 20) for step in range(20)} == {1e-5}
+
+
+def test_clipping_and_averaging_are_their_formulas() -> None:
+    assert clip_scale(2.0, 1.0) == pytest.approx(0.5, rel=1e-5)
+    assert clip_scale(0.5, 1.0) == clip_scale(9.0, 0.0) == 1.0
+    assert ema_decay(half_life_images=256, batch=64) ** 4 == pytest.approx(0.5)
