@@ -49,8 +49,12 @@ class Components:
         )  # fmt: skip
 
 
-def load_components(folder: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Components:
+def load_components(
+    folder: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32, vae_dtype: torch.dtype | None = None
+) -> Components:
     """Load a prior from a local folder: ours (prior.json) or SDXL in diffusers' layout. Nothing is fetched.
+
+    `vae_dtype` None gives the autoencoder `dtype` too.
 
     Raises ValueError that says what is missing if the folder is neither.
     """
@@ -66,9 +70,10 @@ def load_components(folder: str | Path, device: str = "cpu", dtype: torch.dtype 
         )
     ours = json.loads((root / PRIOR_FILE).read_text()) if (root / PRIOR_FILE).exists() else None
     text_encoder, text_encoder_2 = _our_text(ours) if ours else _sdxl_text(root, dtype)
-    classes: dict[str, Any] = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
+    wanted: dict[str, tuple[Any, torch.dtype]] = {"unet": (UNet2DConditionModel, dtype), "vae": (AutoencoderKL, vae_dtype or dtype)}
     unet, vae = (
-        cls.from_pretrained(root / part, dtype=dtype, local_files_only=True, **_variant(root / part)) for part, cls in classes.items()
+        cls.from_pretrained(root / part, dtype=precision, local_files_only=True, **_variant(root / part))
+        for part, (cls, precision) in wanted.items()
     )
     modules = [freeze(part.to(device)) for part in (unet, vae, text_encoder.to(dtype), text_encoder_2.to(dtype))]
     return Components(

@@ -62,20 +62,18 @@ def load_encoder(path: str | Path, vae: Vae) -> DegradationRobustEncoder:
 def load_adaptor(path: str | Path, unet: UNet) -> SupirAdaptor:
     """The adaptor of a folder of ours or of an official file, precision as stored; ValueError if it does not fit `unet`."""
     source = Path(path)
-    if source.is_dir():
-        preset, tensors = get_network(_config(source, "adaptor")["network"]), _read_safetensors(source / WEIGHTS_FILE)
-    else:
-        official = read_official(source)
-        preset = identify(official, source)
-        tensors = official
+    ours = source.is_dir()
+    config = _config(source, "adaptor") if ours else {}  # first: it knows swapped and incomplete folders
+    tensors = _read_safetensors(source / WEIGHTS_FILE) if ours else read_official(source)
+    preset = get_network(config["network"]) if ours else identify(tensors, source)
     try:
         check_same_network(unet, preset)
     except ValueError as difference:
         raise ValueError(f"{path} holds an adaptor of network {preset.name!r}, but {difference}") from difference
     with torch.device("meta"):
         adaptor = SupirAdaptor(preset)
-    if not source.is_dir():
-        tensors = {ours: tensors[theirs] for ours, theirs in _adaptor_names(adaptor).items()}
+    if not ours:
+        tensors = {name: tensors[theirs] for name, theirs in _adaptor_names(adaptor).items()}
     return _fill(adaptor, tensors, f"{path} holds no adaptor of network {preset.name!r}")
 
 
@@ -110,10 +108,8 @@ def load_restorer(
     The autoencoder stays in fp32 where `dtype` is fp16, in which SDXL's overflows. ValueError that teaches if files are missing
     or belong to another network.
     """
-    components = load_components(prior_folder, device, dtype)
     vae_dtype = torch.float32 if dtype == torch.float16 else dtype
-    if dtype != vae_dtype:
-        components.vae.float()
+    components = load_components(prior_folder, device, dtype, vae_dtype)
     loaded = load_encoder(encoder, components.vae) if encoder else components.vae.encoder
     control = load_adaptor(adaptor, components.unet) if adaptor else None
     return Restorer(
@@ -133,11 +129,12 @@ def official_tensors(
     """What was trained, flat, under the official names."""
     found: Tensors = {}
     if adaptor is not None:
-        for ours, theirs in _adaptor_names(adaptor).items():
-            found[theirs] = adaptor.state_dict()[ours]
+        state, names = adaptor.state_dict(), _adaptor_names(adaptor)
+        found |= {names[name]: tensor for name, tensor in state.items()}
     if encoder is not None:
-        for ours, theirs in keys.vae_keys(encoder.state_dict()).items():
-            tensor = encoder.state_dict()[ours]
+        state = encoder.state_dict()
+        for ours, theirs in keys.vae_keys(state).items():
+            tensor = state[ours]
             found[keys.ENCODER + theirs] = tensor[:, :, None, None] if keys.is_vae_attention_matrix(theirs) else tensor
     return {name: tensor.detach().to(device, dtype).contiguous() for name, tensor in found.items()}
 
