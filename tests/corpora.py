@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NEGATIVE = "oil painting, blurring, low quality"
 
 
-def corpus(folder: Path, photos: int = 9, per_shard: int = 3, side_px: int = 160) -> str:
+def corpus(folder: Path | str, photos: int = 9, per_shard: int = 3, side_px: int = 160) -> str:
     """A dataset with images, selections (one rejected) and captions; returns its address."""
     dataset, snapshot = images_dataset(str(folder), photographs(photos), per_shard=per_shard, side_px=side_px)
     selections, captions = [], []

@@ -183,11 +183,7 @@ def batch_arithmetic(batch: BatchOptions, world: int) -> Arithmetic:
     return Arithmetic(world=world, per_worker=size // world, micro_batch=micro, accumulation=size // world // micro)
 
 
-QUALITY_WORDS = {
-    "none": "",
-    "released": RELEASED_PROMPTS.positive,
-    "paper": PAPER_PROMPTS.positive,
-}
+QUALITY_WORDS = {"none": "", "released": RELEASED_PROMPTS.positive, "paper": PAPER_PROMPTS.positive}
 TINY_PRIOR = "priors/tiny"
 
 

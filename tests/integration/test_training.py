@@ -134,3 +134,21 @@ def test_a_stop_that_would_come_again_is_told_once_and_not_tried_again(place: Pa
     assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]
     assert "Lower optimizer.lr" in done.stderr
     assert len(list((stopped.output / "stops").iterdir())) == 1
+
+
+def test_data_checkpoints_and_weights_may_lie_in_a_bucket(place: Path, s3: str) -> None:
+    from infra.storage import open_store
+    from training import train_encoder
+
+    small = ["launch.launcher=local", "engine.kind=plain", "batch.crop_px=32", "batch.short_side_px=48", "batch.global_batch=4",
+             "batch.micro_batch=2", "validation.images=1", "steps=4", "checkpoint.every_steps=2", f"prior={s3}/prior"]  # fmt: skip
+    for path in (place / "prior").rglob("*"):
+        if path.is_file():
+            open_store(f"{s3}/prior").put(path.relative_to(place / "prior").as_posix(), path.read_bytes())
+    command = ["--input", corpus(f"{s3}/c", photos=4, side_px=96), "--output", f"{s3}/encoder", *(w for s in small for w in ("--set", s))]
+    assert train_encoder.main(command) == 0
+    store = open_store(f"{s3}/encoder")
+    assert checkpoint.steps(store) == [2, 4]
+    assert store.exists("encoder/config.json")
+    store.delete("finished.json")
+    assert train_encoder.main(command) == 0
