@@ -6,6 +6,8 @@ import hashlib
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -125,14 +127,19 @@ print(sorted(images), sorted((name, o.status, o.reason) for name, o in outcomes.
 """
 
 
-def test_a_file_and_a_folder_that_the_user_may_not_read(tmp_path: Path, picture: bytes) -> None:
-    folder = tmp_path / "p"
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user reaches; pytest's own are closed to others."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+def test_a_file_and_a_folder_that_the_user_may_not_read(open_folder: Path, picture: bytes) -> None:
+    folder = open_folder / "p"
     put(folder, "a.png", "closed.png", "closed/b.png", data=picture)
     (folder / "closed.png").chmod(0)
     (folder / "closed").chmod(0)
-    for parent in (tmp_path, *tmp_path.parents[:3]):  # pytest's folders are its user's alone
-        if parent.stat().st_uid == os.getuid():
-            parent.chmod(parent.stat().st_mode | 0o055)
     expected = "['a.png'] [('closed.png', 'failed', 'unreadable'), ('closed/', 'failed', 'unreadable')]"
     try:
         if os.getuid():
