@@ -21,16 +21,18 @@ SMOOTH_STEPS = 50  # choice: a loss at one step depends mostly on the timesteps 
 
 CARD = """# Prior `{network}`
 
-A small SDXL-shaped prior: autoencoder (factor {factor}, {vae_parameters:,} parameters) and text-conditioned UNet ({unet_parameters:,} parameters), trained by
-`training/train_prior.py` on {photographs} photographs. It stands in for SDXL where SDXL's weights are not at hand, so that every job runs anywhere. It has seen
-little and can do little: its pictures are soft, and nobody should judge SUPIR by them.
+A small SDXL-shaped prior: autoencoder (factor {factor}, {vae_parameters:,} parameters) and text-conditioned UNet
+({unet_parameters:,} parameters), trained by `training/train_prior.py` on {photographs} photographs. It stands in for SDXL where
+SDXL's weights are not at hand, so that every job runs anywhere. It has seen little and can do little: its pictures are soft, and
+nobody should judge SUPIR by them.
 
-The text encoders are not in this folder: their weights are a function of the seed in `prior.json`. The vocabulary is CLIP's (MIT, from open_clip). Weights: Apache-2.0.
+The text encoders are not in this folder: their weights are a function of the seed in `prior.json`. The vocabulary is CLIP's
+(MIT, from open_clip).
 
     python training/train_prior.py --recipe tiny --input CORPUS --output priors/tiny
 
-configuration {config} (seed {seed}), {vae_steps} steps of {vae_crop}-pixel crops, then {unet_steps} of {unet_crop}-pixel crops, one thread of a CPU.
-On crops of its own photographs the autoencoder reaches {psnr:.1f} dB.
+configuration {config} (seed {seed}), {vae_steps} steps of {vae_crop}-pixel crops, then {unet_steps} of {unet_crop}-pixel crops,
+one thread of a CPU. On crops of its own photographs the autoencoder reaches {psnr:.1f} dB.
 
 ![Loss curves](curves.png)
 

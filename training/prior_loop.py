@@ -52,7 +52,8 @@ def train_phase(name: str, module: nn.Module, loss_of: Loss, phase: Phase, confi
         optimizer.param_groups[0]["lr"] = lr
         loss = loss_of(step)
         if not torch.isfinite(loss):
-            raise ValueError(f"{name}: the loss at step {step} is {loss.item()}: lower --set {name}.learning_rate (now {phase.learning_rate})")
+            raise ValueError(f"{name}: the loss at step {step} is {loss.item()}: "
+                             f"lower --set {name}.learning_rate (now {phase.learning_rate})")
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(module.parameters(), CLIP_NORM)
