@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -20,6 +22,7 @@ from pipelines.runtime.worker import ShardReport, ShardWorker
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 ROOT = str(Path(__file__).resolve().parents[2])
+CONNECT_S = 10  # choice: a cluster that takes longer to accept a connection is taken for absent
 # measured: decode loops run up to 1.5 times faster
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "268435456", "MALLOC_TRIM_THRESHOLD_": "268435456", "MALLOC_TOP_PAD_": "67108864"}
 
@@ -31,6 +34,10 @@ class WorkerOptions:
     workers: int = 1
     cpus: float = 1.0
     gpus: float = 0.0
+
+
+class WorkersLost(ValueError):
+    """Ray gave up: workers died too often, or could not be placed."""
 
 
 class ShardActor:
@@ -97,11 +104,13 @@ def connection() -> Iterator[None]:
     # workers on this machine read the same environment; on a cluster the credentials come from the nodes
     address = os.environ.get("RAY_ADDRESS") or "local"  # without it ray would join any cluster that somebody started on this machine
     try:
-        ray.init(address=address, runtime_env={"env_vars": env_vars}, log_to_driver=False, logging_level=logging.ERROR,
-                 include_dashboard=False if address == "local" else None)
-    except (ConnectionError, ValueError) as error:
-        raise ValueError(f"no Ray cluster answers at RAY_ADDRESS={address}: {error}. Start it, correct the address, or unset "
-                         "RAY_ADDRESS to run on this machine alone") from error
+        _check_answers(address)
+        with _without_chatter():
+            ray.init(address=address, runtime_env={"env_vars": env_vars}, log_to_driver=False, logging_level=logging.ERROR,
+                     include_dashboard=False if address == "local" else None)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot use the Ray cluster at RAY_ADDRESS={address} ({error}): start it, correct the address (head:6379), "
+                         "or unset RAY_ADDRESS to run on this machine alone") from error
     try:
         yield
     finally:
@@ -109,17 +118,71 @@ def connection() -> Iterator[None]:
             ray.shutdown()
 
 
+def _check_answers(address: str) -> None:
+    """Raise OSError if nobody listens at host:port. Ray itself would try for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit() and "//" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
+
+
+@contextmanager
+def _without_chatter() -> Iterator[None]:
+    """Hold back what is written to file descriptor 2: ray's C++ half announces its log level there. Shown if the start fails."""
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as held:
+        terminal = os.dup(2)
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(terminal, held.read())
+            raise
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
+
+
+def check_room(options: WorkerOptions) -> None:
+    """Raise ValueError if one worker asks for more than this machine has; without this Ray would wait for ever.
+
+    A cluster may grow by its autoscaler, so there the lack is only told.
+    """
+    import ray
+
+    have = ray.cluster_resources()
+    wanted = {"CPU": options.cpus, "GPU": options.gpus}
+    lacking = [f"{amount:g} {kind} (found {have.get(kind, 0):g})" for kind, amount in wanted.items() if amount > have.get(kind, 0)]
+    if lacking and not os.environ.get("RAY_ADDRESS"):
+        raise ValueError(f"a worker asks for {' and '.join(lacking)} on this machine: set workers.cpus or workers.gpus to what it has, "
+                         "choose another recipe, or set RAY_ADDRESS to a cluster")
+    if lacking:
+        print(f"a worker asks for {' and '.join(lacking)}: waiting for the cluster to bring it", file=sys.stderr, flush=True)
+
+
 def run_tasks(stage: Stage, source: Dataset, output: Dataset, tasks: list[ShardTask], options: WorkerOptions) -> Iterator[ShardReport]:
-    """Do the tasks on a pool of actors; reports come as shards end, in any order. A lost actor costs its shard, which is done again."""
+    """Do the tasks on a pool of actors; reports come as shards end, in any order. A lost actor costs its shard, which is done again.
+
+    Raises WorkersLost when Ray gave up on a worker, and whatever a bug of ours raised there.
+    """
     import ray.data
+    import ray.exceptions
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     pool = ray.data.ActorPoolStrategy(min_size=min(options.workers, len(tasks)) or 1, max_size=options.workers or len(tasks))
     with connection():  # before the first use of ray.data, which would start a cluster of its own
+        check_room(options)
         ray.data.DataContext.get_current().enable_progress_bars = False
         items = ray.data.from_items([{"task": task_to_json(task)} for task in tasks], override_num_blocks=len(tasks))
         actor: Any = ShardActor  # Ray's annotation knows functions only
         done = items.map(actor, fn_constructor_args=(stage, source.store.url, output.store.url), compute=pool,
                          num_cpus=options.cpus, num_gpus=options.gpus)
-        for row in done.iter_rows():
-            yield _report_from_json(row["report"])
+        try:
+            for row in done.iter_rows():
+                yield _report_from_json(row["report"])
+        except ray.exceptions.RayTaskError:
+            raise  # a bug of ours: its traceback is what helps
+        except ray.exceptions.RayError as error:
+            reason = " ".join(str(error).split())[:500]
+            raise WorkersLost(f"{stage.name}: Ray gave up on a worker ({type(error).__name__}: {reason}). What was committed stays: run "
+                              "the same command again, with more memory or a smaller batch if it was killed for memory") from error

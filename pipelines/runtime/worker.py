@@ -70,7 +70,7 @@ class ShardWorker:
             return
         try:
             self.stage.setup()
-        except (OSError, ValueError, RuntimeError, ImportError) as error:
+        except (OSError, ValueError, RuntimeError, ImportError, TypeError, LookupError, AttributeError) as error:
             raise SetupFailed(f"could not set up ({type(error).__name__}): {error}") from error
         self.ready = True
 
