@@ -27,7 +27,7 @@ SDXL's weights are not at hand, so that every job runs anywhere. It has seen lit
 nobody should judge SUPIR by them.
 
 The text encoders are not in this folder: their weights are a function of the seed in `prior.json`. The vocabulary is CLIP's
-(MIT, from open_clip).
+(MIT, from open_clip). Weights: Apache-2.0.
 
     python training/train_prior.py --recipe tiny --input CORPUS --output priors/tiny
 
