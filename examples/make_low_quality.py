@@ -47,7 +47,9 @@ def spoil(source: Path, target: Path, seed: int, box: tuple[float, ...], longer_
         corners = [round(part * side) for part, side in zip(box, (*image.size, *image.size), strict=True)]
         small = image.convert("RGB").crop((corners[0], corners[1], corners[2], corners[3]))
         small.thumbnail((longer_px, longer_px), Image.Resampling.BICUBIC)
-    pixels = np.asarray(small, dtype=np.float32) + noise * np.random.Generator(np.random.Philox(seed)).standard_normal((*small.size[::-1], 3))
+    pixels = np.asarray(small, dtype=np.float32) + noise * np.random.Generator(np.random.Philox(seed)).standard_normal(
+        (*small.size[::-1], 3)
+    )
     Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8)).save(target, quality=quality)
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Show a workspace as one self-contained HTML page: ledger, captions, negatives, curves, comparisons, commands, credits.
 
-    python pipelines/report.py --input demo-output --output demo-output/index.html
+python pipelines/report.py --input demo-output --output demo-output/index.html
 """
 
 from __future__ import annotations

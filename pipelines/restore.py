@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Restore pictures: a folder of them, or a dataset.
 
-    python pipelines/restore.py --input my-photos/ --output restored/       # the PNG files end in restored/pictures/
-    python pipelines/restore.py --recipe release_quality --input s3://photos/v1 --output s3://restored/v1 --set prior=weights/sdxl
+python pipelines/restore.py --input my-photos/ --output restored/       # the PNG files end in restored/pictures/
+python pipelines/restore.py --recipe release_quality --input s3://photos/v1 --output s3://restored/v1 --set prior=weights/sdxl
 """
 
 from __future__ import annotations

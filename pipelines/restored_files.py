@@ -37,8 +37,10 @@ def positions_of(source: Dataset) -> dict[str, list[str]]:
 def file_names(positions: dict[str, list[str]]) -> dict[str, list[str]]:
     """`a/b.jpg` -> `a/b.png`; where that names two pictures (`b.jpg` and `b.webp`), `a/b.jpg.png`."""
     short = Counter(_short(position) for places in positions.values() for position in places)
-    return {image_id: [_short(position) if short[_short(position)] == 1 else f"{_inside(position)}.png" for position in dict.fromkeys(places)]
-            for image_id, places in positions.items()}
+    return {
+        image_id: [_short(position) if short[_short(position)] == 1 else f"{_inside(position)}.png" for position in dict.fromkeys(places)]
+        for image_id, places in positions.items()
+    }
 
 
 def _short(position: str) -> str:

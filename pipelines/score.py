@@ -28,7 +28,9 @@ from pipelines.stages.restorer import RestorerSettings, Weights
 
 def main(argv: list[str]) -> int:
     """The command line."""
-    return run_entry(argv, prog="pipelines/score.py", summary="held-out photographs -> PSNR and SSIM of what is restored", recipes=RECIPES, main=run)
+    return run_entry(
+        argv, prog="pipelines/score.py", summary="held-out photographs -> PSNR and SSIM of what is restored", recipes=RECIPES, main=run
+    )
 
 
 def run(config: ScoreConfig, options: RunOptions) -> int:
@@ -53,8 +55,12 @@ def make_stages(config: ScoreConfig) -> list[RestorationScores]:
     """One stage a degradation, with the hashes of the weights that it will read."""
     weights = Weights(prior=config.prior, encoder=config.encoder, adaptor=config.adaptor, precision=config.precision, device=config.device)
     settings = RestorerSettings(weights=weights, sampling=config.sampling, captioner=config.captioner, seed=config.seed).identified()
-    return [RestorationScores(restorer=settings, degradation=name, size_px=config.size_px, holdout_every=config.holdout_every,
-                              batch_size=config.batch_size) for name in config.degradations]
+    return [
+        RestorationScores(
+            restorer=settings, degradation=name, size_px=config.size_px, holdout_every=config.holdout_every, batch_size=config.batch_size
+        )
+        for name in config.degradations
+    ]
 
 
 if __name__ == "__main__":

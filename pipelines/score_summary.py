@@ -38,8 +38,15 @@ def summarise(output: Dataset, snapshot: Snapshot, stage: RestorationScores, is_
     parts = [output.read(ref, ["image_id", *numbers]) for ref in snapshot.shards.values()]
     table = pa.concat_tables(parts)
     means = {name: mean(table.column(name).to_pylist()) for name in numbers} if table.num_rows else {}
-    return Summary(degradation=stage.degradation, photographs=table.num_rows, means=means, is_new=is_new, config=result_config(stage),
-                   protocol=stage.protocol, table=table)
+    return Summary(
+        degradation=stage.degradation,
+        photographs=table.num_rows,
+        means=means,
+        is_new=is_new,
+        config=result_config(stage),
+        protocol=stage.protocol,
+        table=table,
+    )
 
 
 def mean(values: list[float]) -> float:
@@ -52,7 +59,10 @@ def show(summaries: list[Summary]) -> None:
     """Print the table of means."""
     print(f"\n{'degradation':<26}{'photographs':>12}" + "".join(f"{NAMES[what] + ' dB':>15}{'SSIM':>8}" for what in MEASURED))
     for one in summaries:
-        cells = (f"{one.means[f'psnr_{what}']:>15.2f}{one.means[f'ssim_{what}']:>8.3f}" if one.means else f"{'-':>15}{'-':>8}" for what in MEASURED)
+        cells = (
+            f"{one.means[f'psnr_{what}']:>15.2f}{one.means[f'ssim_{what}']:>8.3f}" if one.means else f"{'-':>15}{'-':>8}"
+            for what in MEASURED
+        )
         print(f"{one.degradation:<26}{one.photographs:>12}" + "".join(cells), flush=True)
     if not all(one.photographs for one in summaries):
         print("nothing was scored: no accepted image is held out; --set holdout_every=0 scores every image of the dataset")

@@ -19,15 +19,15 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-ROOT = Path(__file__).resolve().parents[2]
 if __package__ in (None, ""):  # run as a script: the import root is the repository, not this folder
-    sys.path[0] = str(ROOT)
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from infra.jobs.chain import Step, chain
 from infra.jobs.demo_record import DemoRecord, JobRecord
 from infra.jobs.local_ray import ENVIRONMENT, LocalRay, die_with_parent
 from infra.jobs.process_tree import PeakMemory
 
+ROOT = Path(__file__).resolve().parents[2]
 GRACE_S = 20  # choice: a job that is told to end may finish what it writes
 INTERRUPTED = 130  # the shell's exit code after Ctrl-C
 
@@ -35,7 +35,9 @@ INTERRUPTED = 130  # the shell's exit code after Ctrl-C
 def main(argv: list[str]) -> int:
     """Exit code 0: the page is there; 1: a job failed; 130: interrupted."""
     parser = argparse.ArgumentParser(prog="infra/jobs/demo.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workspace", default=os.environ.get("DEMO", "demo-output"), help="folder of everything that is made (default: %(default)s)")
+    parser.add_argument(
+        "--workspace", default=os.environ.get("DEMO", "demo-output"), help="folder of everything that is made (default: %(default)s)"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the commands and stop")
     arguments = parser.parse_args(argv)
     steps = chain(arguments.workspace)
@@ -104,8 +106,14 @@ def run_job(step: Step, job: JobRecord, log: Path, environment: dict[str, str]) 
 def follow(step: Step, log: IO[bytes], environment: dict[str, str]) -> int:
     """Run the command; what it says goes to the log, and without its printed configuration to the screen."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    process = subprocess.Popen([sys.executable, *step.arguments], cwd=ROOT, env=os.environ | environment | {"PATH": path, "PYTHONUNBUFFERED": "1"},
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=die_with_parent())
+    process = subprocess.Popen(
+        [sys.executable, *step.arguments],
+        cwd=ROOT,
+        env=os.environ | environment | {"PATH": path, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        preexec_fn=die_with_parent(),
+    )
     assert process.stdout is not None, "its output is a pipe"
     try:
         shown = Shown()

@@ -59,7 +59,12 @@ class DemoRecord:
 
     def save(self) -> None:
         """Write it as a whole."""
-        data = {"complete": self.complete, "cores": os.cpu_count(), "environment": self.environment, "jobs": [asdict(job) for job in self.jobs]}
+        data = {
+            "complete": self.complete,
+            "cores": os.cpu_count(),
+            "environment": self.environment,
+            "jobs": [asdict(job) for job in self.jobs],
+        }
         part = self.path.with_name(f".{NAME}.part")
         part.write_text(json.dumps(data, indent=1))
         part.replace(self.path)
@@ -68,5 +73,5 @@ class DemoRecord:
         """Seconds and memory of each job."""
         lines = [f"{'job':<16}{'seconds':>9}{'GiB':>7}"]
         lines += [f"{job.job:<16}{job.seconds or 0:>9.1f}{job.peak_gib or 0:>7.2f}" for job in self.jobs]
-        lines.append(f"{'together':<16}{sum(job.seconds or 0 for job in self.jobs):>9.1f}{max((job.peak_gib or 0 for job in self.jobs), default=0):>7.2f}")
-        return "\n".join(lines)
+        seconds, most_gib = sum(job.seconds or 0 for job in self.jobs), max((job.peak_gib or 0 for job in self.jobs), default=0)
+        return "\n".join([*lines, f"{'together':<16}{seconds:>9.1f}{most_gib:>7.2f}"])

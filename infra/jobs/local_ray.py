@@ -42,13 +42,25 @@ class LocalRay:
         self._note.write_text(json.dumps({"folder": str(self._folder)}))
         self.port = free_port()
         log = self._folder / "head.log"
-        command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={self.port}",
-                   f"--ray-client-server-port={free_port()}", f"--dashboard-agent-listen-port={free_port()}", f"--metrics-export-port={free_port()}",
-                   "--include-dashboard=false", f"--temp-dir={self._folder}", f"--num-cpus={max(2, os.cpu_count() or 2)}",
-                   f"--object-store-memory={OBJECT_STORE_BYTES}"]
+        command = [
+            str(Path(sys.executable).parent / "ray"),
+            "start",
+            "--head",
+            "--block",
+            "--node-ip-address=127.0.0.1",
+            f"--port={self.port}",
+            f"--ray-client-server-port={free_port()}",
+            f"--dashboard-agent-listen-port={free_port()}",
+            f"--metrics-export-port={free_port()}",
+            "--include-dashboard=false",
+            f"--temp-dir={self._folder}",
+            f"--num-cpus={max(2, os.cpu_count() or 2)}",
+            f"--object-store-memory={OBJECT_STORE_BYTES}",
+        ]
         with log.open("wb") as out:
-            self._process = subprocess.Popen(command, env=os.environ | ENVIRONMENT, stdout=out, stderr=out, start_new_session=True,
-                                             preexec_fn=die_with_parent())
+            self._process = subprocess.Popen(
+                command, env=os.environ | ENVIRONMENT, stdout=out, stderr=out, start_new_session=True, preexec_fn=die_with_parent()
+            )
         self._wait(log)
 
     def _wait(self, log: Path) -> None:

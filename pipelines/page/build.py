@@ -17,8 +17,12 @@ def build(page: Page) -> str:
     style, script = (Html((HERE / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))
     head = tag(
         "head",
-        tag("meta", charset="utf-8"), tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"), tag("title", f"Open SUPIR: {page.title}"), tag("style", style))
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("title", f"Open SUPIR: {page.title}"),
+        tag("style", style),
+    )
     main = tag("main", *sections.all_sections(page))
     body = tag("body", sections.header(page), main, sections.footer(page), tag("script", script))
     text = "<!doctype html>\n" + tag("html", head, body, lang="en") + "\n"

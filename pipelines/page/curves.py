@@ -28,7 +28,12 @@ def draw(curve: Curve) -> Html:
     to_x = _scale(points[0][0], points[-1][0], LEFT, WIDTH - RIGHT)
     to_y = _scale(low, high, HEIGHT - BOTTOM, TOP)
     clipped = [(to_x(step), to_y(min(max(value, low), high))) for step, value in points]
-    body = [_grid(low, high, to_y), _steps(points, to_x), _line(clipped, "raw"), _line([(to_x(step), to_y(min(max(v, low), high))) for step, v in mean], "mean")]
+    body = [
+        _grid(low, high, to_y),
+        _steps(points, to_x),
+        _line(clipped, "raw"),
+        _line([(to_x(step), to_y(min(max(v, low), high))) for step, v in mean], "mean"),
+    ]
     drawing = tag("svg", tag("title", describe(curve.title, mean)), *body, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img")
     return tag("figure", caption, drawing, class_="chart")
 
@@ -55,7 +60,7 @@ def describe(title: str, mean: list[tuple[int, float]]) -> str:
 def _range(points: list[tuple[int, float]], mean: list[tuple[int, float]]) -> tuple[float, float]:
     """From the least to the 98th percentile: one early spike must not flatten the rest."""
     values = sorted(value for _, value in points)
-    high = max(values[min(len(values) - 1, int(0.98 * len(values)))], max(v for _, v in mean[len(mean) // 20:]))
+    high = max(values[min(len(values) - 1, int(0.98 * len(values)))], max(v for _, v in mean[len(mean) // 20 :]))
     low = 0.0 if 0 <= values[0] < 0.5 * high else values[0]
     return (low, high) if high > low else (low - 0.5, low + 0.5)
 
@@ -81,7 +86,9 @@ def _grid(low: float, high: float, to_y: Scale) -> Html:
 def _steps(points: list[tuple[int, float]], to_x: Scale) -> Html:
     first, last = points[0][0], points[-1][0]
     ends = [(first, "start"), (last, "end")]
-    return join(tag("text", f"step {step}", x=f"{to_x(step):.1f}", y=HEIGHT - 8, text_anchor=anchor, class_="tick") for step, anchor in ends)
+    return join(
+        tag("text", f"step {step}", x=f"{to_x(step):.1f}", y=HEIGHT - 8, text_anchor=anchor, class_="tick") for step, anchor in ends
+    )
 
 
 def _line(points: list[tuple[float, float]], kind: str) -> Html:

@@ -76,7 +76,9 @@ def _ends(flow: Flow, x: float, end_x: float, scale: float) -> Html:
         parts.append(_ribbon(x + NODE, y, end_x, y + n * gap, thick, kind))
         parts.append(tag("rect", x=f"{end_x:.1f}", y=f"{y + n * gap:.1f}", width=NODE, height=f"{thick:.1f}", rx=2, class_=f"node {kind}"))
         middle = y + n * gap + thick / 2 + 5
-        parts.append(tag("text", tag("tspan", count, class_="count"), tag("tspan", f" {label}"), x=f"{end_x + NODE + 10:.1f}", y=f"{middle:.1f}"))
+        parts.append(
+            tag("text", tag("tspan", count, class_="count"), tag("tspan", f" {label}"), x=f"{end_x + NODE + 10:.1f}", y=f"{middle:.1f}")
+        )
         y += count * scale
     return join(parts)
 

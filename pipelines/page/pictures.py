@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from pipelines.page.content import Picture
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from numpy import uint8
+    from numpy.typing import NDArray
 
 THUMBNAIL_PX = 340  # choice: longer side; sharp enough for a card of 220 CSS pixels
 QUALITY = 80  # choice: of thumbnails; a page of 60 stays below 2 MB

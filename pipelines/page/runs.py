@@ -12,18 +12,22 @@ from pipelines.page.content import Curve, Training
 from pipelines.recipes.report import ReportConfig
 
 STAGES = (
-    ("encoder", "Stage 1: the degradation-robust encoder",
-     "It learns to give the latent of a degraded photograph the value that the original's has, so that what the decoder shows is already cleaner."),
-    ("adaptor", "Stage 2: adaptor and connectors",
-     "The prior is frozen. The adaptor reads the degraded latent and learns to steer the prior's denoising towards the original."),
+    (
+        "encoder",
+        "Stage 1: the degradation-robust encoder",
+        "It learns to give the latent of a degraded photograph the value that the original's has, so that what is decoded is cleaner.",
+    ),
+    (
+        "adaptor",
+        "Stage 2: adaptor and connectors",
+        "The prior is frozen. The adaptor reads the degraded latent and learns to steer the prior's denoising towards the original.",
+    ),
 )
 CURVES = {  # choice: what one looks at first; the rest is in MLflow
     "loss": ("Training loss", ""),
     "validation/loss": ("Validation loss", "fixed pictures, fixed noise"),
     "validation/psnr_stage1": ("Validation PSNR of stage 1", "dB, fixed pictures"),
-    "grad_norm": ("Gradient norm", "before clipping"),
 }
-
 
 
 def trainings(config: ReportConfig, tracking: str | None) -> list[Training]:
@@ -53,9 +57,15 @@ def facts(config: dict[str, Any], finished: dict[str, Any]) -> list[tuple[str, s
     """What one wants to know of a run before its curves."""
     batch, engine, launch = config["batch"], config["engine"], config["launch"]
     kind = f"DeepSpeed ZeRO-{engine['zero_stage']}" if engine["kind"] == "zero" else "plain (DDP)"
-    return [("steps", f"{finished.get('steps', 0)} of {config['steps']}"), ("batch", str(batch["global_batch"])), ("crops", f"{batch['crop_px']} px"),
-            ("workers", str(launch["workers"])), ("engine", kind), ("degradation", batch["degradation"].replace("_", "-")),
-            ("learning rate", f"{config['optimizer']['lr']:g}")]
+    return [
+        ("steps", f"{finished.get('steps', 0)} of {config['steps']}"),
+        ("batch", str(batch["global_batch"])),
+        ("crops", f"{batch['crop_px']} px"),
+        ("workers", str(launch["workers"])),
+        ("engine", kind),
+        ("degradation", batch["degradation"].replace("_", "-")),
+        ("learning rate", f"{config['optimizer']['lr']:g}"),
+    ]
 
 
 def parameters(config: ReportConfig) -> list[tuple[str, str]]:

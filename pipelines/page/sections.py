@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from statistics import fmean
 
 from pipelines.page import curves, flow
-from pipelines.page.content import CommandRun, Evaluation, Page, Picture, Restoration, Reject, Scored, Training
+from pipelines.page.content import CommandRun, Evaluation, Page, Picture, Reject, Restoration, Scored, Training
 from pipelines.page.markup import Html, join, link, tag, words
 
 BUDGET_S = 480  # the issue's eight minutes on two cores
@@ -14,12 +14,21 @@ BUDGET_S = 480  # the issue's eight minutes on two cores
 
 def header(page: Page) -> Html:
     """What this is, and the plain words about what it can do."""
-    lede = tag("p", "Every picture, number and curve on this page was made by the commands at its end, on this machine: photographs were "
-               "collected, sorted out and captioned; an encoder and an adaptor were trained on what was kept; photographs that no "
-               "training saw were degraded, restored and scored. The same commands take a cluster and weights of the real size.",
-               class_="lede")
-    return tag("header", tag("p", "Open SUPIR", class_="eyebrow"), tag("h1", page.title),
-               tag("div", lede, _plain_words(page), class_="opening"), _figures(page), _navigation())
+    lede = tag(
+        "p",
+        "Every picture, number and curve on this page was made by the commands at its end, on this machine: photographs were "
+        "collected, sorted out and captioned; an encoder and an adaptor were trained on what was kept; photographs that no "
+        "training saw were degraded, restored and scored. The same commands take a cluster and weights of the real size.",
+        class_="lede",
+    )
+    return tag(
+        "header",
+        tag("p", "Open SUPIR", class_="eyebrow"),
+        tag("h1", page.title),
+        tag("div", lede, _plain_words(page), class_="opening"),
+        _figures(page),
+        _navigation(),
+    )
 
 
 def _figures(page: Page) -> Html:
@@ -32,12 +41,19 @@ def _figures(page: Page) -> Html:
 
 def _plain_words(page: Page) -> Html:
     return tag(
-        "aside", tag("h2", "What a network of this size can and cannot do"),
-        tag("p", "SUPIR samples with 3.9 billion parameters that have seen 20 million photographs. This network has a few million and has seen "
+        "aside",
+        tag("h2", "What a network of this size can and cannot do"),
+        tag(
+            "p",
+            "SUPIR samples with 3.9 billion parameters that have seen 20 million photographs. This network has a few million and has seen "
             "a few dozen, for minutes on two processor cores. At its best it takes some noise, blocking and blur away. ",
-            tag("strong", "It does not invent convincing detail"), ": no faces, no lettering, no fur. What leaves it is soft, and by PSNR it need "
-            "not beat its own input. The page shows that the chain works from end to end, not what a full-sized model restores."),
-        tag("p", verdict(page.evaluations)) if page.evaluations else "", class_="plain")
+            tag("strong", "It does not invent convincing detail"),
+            ": no faces, no lettering, no fur. What leaves it is soft, and by PSNR it need "
+            "not beat its own input. The page shows that the chain works from end to end, not what a full-sized model restores.",
+        ),
+        tag("p", verdict(page.evaluations)) if page.evaluations else "",
+        class_="plain",
+    )
 
 
 def verdict(evaluations: list[Evaluation]) -> str:
@@ -48,13 +64,23 @@ def verdict(evaluations: list[Evaluation]) -> str:
         return "No photograph was scored in this run."
     better, mean = sum(gain > 0 for gain in gains), fmean(gains)
     direction = "nearer to" if mean > 0 else "further from"
-    return (f"In this run the restored pictures are on average {abs(mean):.2f} dB {direction} the originals than the degraded ones they were "
-            f"made from; {better} of {len(gains)} came nearer.")
+    return (
+        f"In this run the restored pictures are on average {abs(mean):.2f} dB {direction} the originals than the degraded ones they were "
+        f"made from; {better} of {len(gains)} came nearer."
+    )
 
 
 def _navigation() -> Html:
-    names = (("scores", "Held-out photographs"), ("corpus", "Corpus"), ("captions", "Captions"), ("negatives", "Negatives"),
-             ("training", "Training"), ("restored", "Restored"), ("commands", "Commands"), ("credits", "Photographs by"))
+    names = (
+        ("scores", "Held-out photographs"),
+        ("corpus", "Corpus"),
+        ("captions", "Captions"),
+        ("negatives", "Negatives"),
+        ("training", "Training"),
+        ("restored", "Restored"),
+        ("commands", "Commands"),
+        ("credits", "Photographs by"),
+    )
     return tag("nav", *(tag("a", label, href=f"#{key}") for key, label in names), aria_label="sections")
 
 
@@ -62,11 +88,20 @@ def scores(page: Page) -> Html:
     """Held-out photographs: the table of means, then each photograph."""
     if not page.evaluations:
         return _section("scores", "Held-out photographs", _empty("pipelines/score.py"))
-    lead = ("No training saw these. Each was degraded, taken through the encoder and decoder alone (stage 1), and restored. "
-            "Drag the handle to compare; choose a picture to put it on the right of it.")
+    lead = (
+        "No training saw these. Each was degraded, taken through the encoder and decoder alone (stage 1), and restored. "
+        "Drag the handle to compare; choose a picture to put it on the right of it."
+    )
     rows = [_strip(e.name, words(e.degradation), e.states, "") for e in page.evaluations]
     protocol = ", ".join(f"{key} {value}" for key, value in page.protocol.items())
-    return _section("scores", "Held-out photographs", tag("p", lead), _means(page.evaluations), *rows, tag("p", f"Protocol: {protocol}.", class_="muted"))
+    return _section(
+        "scores",
+        "Held-out photographs",
+        tag("p", lead),
+        _means(page.evaluations),
+        *rows,
+        tag("p", f"Protocol: {protocol}.", class_="muted"),
+    )
 
 
 def _means(evaluations: list[Evaluation]) -> Html:
@@ -85,7 +120,13 @@ def _strip(name: str, detail: str, states: list[Scored], caption: str) -> Html:
     """One photograph in all its states; the script turns the pictures into a comparison with a handle."""
     figures = [tag("figure", _image(s.picture, data_label=s.label), tag("figcaption", tag("b", s.label), _measured(s))) for s in states]
     title = tag("h3", name, tag("small", f" {detail}" if detail else ""))
-    return tag("article", title, tag("p", caption) if caption else "", tag("div", tag("div", *figures, class_="states"), class_="pair"), class_="strip")
+    return tag(
+        "article",
+        title,
+        tag("p", caption) if caption else "",
+        tag("div", tag("div", *figures, class_="states"), class_="pair"),
+        class_="strip",
+    )
 
 
 def _measured(state: Scored) -> Html:
@@ -102,8 +143,10 @@ def corpus(page: Page) -> Html:
     groups: dict[str, list[Reject]] = {}
     for reject in page.rejects:
         groups.setdefault(reject.reason, []).append(reject)
-    lost = [tag("div", tag("h4", words(reason), tag("small", f" {found[0].status}")), *map(_reject, found), class_=f"group {found[0].status}")
-            for reason, found in groups.items()]
+    lost = [
+        tag("div", tag("h4", words(reason), tag("small", f" {found[0].status}")), *map(_reject, found), class_=f"group {found[0].status}")
+        for reason, found in groups.items()
+    ]
     return _section("corpus", "Corpus", tag("p", lead), flow.draw(page.flow), tag("h3", "Not kept"), tag("div", *lost, class_="groups"))
 
 
@@ -117,9 +160,13 @@ def captions(page: Page) -> Html:
     if not page.captions:
         return _section("captions", "Captions", _empty("pipelines/caption.py"))
     engines = ", ".join(sorted({c.engine for c in page.captions}))
-    lead = (f"Written by the captioner “{engines}”. On this machine that is the one that needs no weights and states what can be measured; "
-            "where LLaVA is on disk, the same command takes it.")
-    cards = [tag("figure", _image(c.picture), tag("figcaption", c.caption, tag("em", " held out") if c.held_out else "")) for c in page.captions]
+    lead = (
+        f"Written by the captioner “{engines}”. On this machine that is the one that needs no weights and states what can be measured; "
+        "where LLaVA is on disk, the same command takes it."
+    )
+    cards = [
+        tag("figure", _image(c.picture), tag("figcaption", c.caption, tag("em", " held out") if c.held_out else "")) for c in page.captions
+    ]
     return _section("captions", "Captions", tag("p", lead), tag("div", *cards, class_="cards"))
 
 
@@ -127,10 +174,14 @@ def negatives(page: Page) -> Html:
     """Negative samples beside their parents."""
     if not page.negatives:
         return _section("negatives", "Negatives", _empty("pipelines/negatives.py"))
-    lead = ("The adaptor learns what bad pictures look like, so that sampling can be steered away from them: photographs taken half-way to noise "
-            "and back under a prompt of faults. The tiny prior makes them soft and smeared rather than painted.")
+    lead = (
+        "The adaptor learns what bad pictures look like, so that sampling can be steered away from them: photographs taken half-way to "
+        "noise and back under a prompt of faults. The tiny prior makes them soft and smeared rather than painted."
+    )
     prompts = sorted({n.prompt for n in page.negatives})
-    pairs = [tag("div", _image(n.parent) if n.parent else "", _image(n.picture), tag("p", n.settings), class_="negative") for n in page.negatives]
+    pairs = [
+        tag("div", _image(n.parent) if n.parent else "", _image(n.picture), tag("p", n.settings), class_="negative") for n in page.negatives
+    ]
     said = tag("blockquote", *(tag("p", f"“{prompt}”") for prompt in prompts))
     return _section("negatives", "Negatives", tag("p", lead), said, tag("div", *pairs, class_="cards wide"))
 
@@ -139,14 +190,30 @@ def training(page: Page) -> Html:
     """Curves of both stages."""
     if not page.trainings:
         return _section("training", "Training", _empty("training/train_encoder.py and training/train_adaptor.py"))
-    where = tag("p", "All of it, with system metrics and validation pictures, is in MLflow: ", tag("code", page.mlflow), ". Open it with ",
-                tag("code", "make mlflow"), ".") if page.mlflow else ""
+    where = (
+        tag(
+            "p",
+            "All of it, with gradient norms, rates, memory and validation pictures, is in MLflow: ",
+            tag("code", page.mlflow),
+            ". Open it with ",
+            tag("code", "make mlflow"),
+            ".",
+        )
+        if page.mlflow
+        else ""
+    )
     return _section("training", "Training", *(_run(run) for run in page.trainings), where)
 
 
 def _run(run: Training) -> Html:
-    facts = tag("dl", *(tag("div", tag("dt", name), tag("dd", value)) for name, value in run.facts), class_="figures small") if run.facts else ""
-    return join([tag("h3", run.title), tag("p", run.what), facts, tag("div", *(curves.draw(curve) for curve in run.curves), class_="charts")])
+    facts = (
+        tag("dl", *(tag("div", tag("dt", name), tag("dd", value)) for name, value in run.facts), class_="figures small")
+        if run.facts
+        else ""
+    )
+    return join(
+        [tag("h3", run.title), tag("p", run.what), facts, tag("div", *(curves.draw(curve) for curve in run.curves), class_="charts")]
+    )
 
 
 def restored(page: Page) -> Html:
@@ -167,12 +234,28 @@ def commands(page: Page) -> Html:
         return _section("commands", "Commands", _empty("make demo"))
     slowest = max([run.seconds or 0 for run in page.commands] + [1e-9])
     total = sum(run.seconds or 0 for run in page.commands)
-    lead = tag("p", "The chain, in order. Type any of them again: each finds what is done and does the rest. "
-               f"Together {_duration(total)} of the {_duration(BUDGET_S)} that they may take on two cores.")
-    shared = [tag("pre", tag("code", "\n".join(f"export {key}={value}" for key, value in page.environment.items())), tabindex="0")] if page.environment else []
-    prior = tag("p", "The prior that they start from ships with the repository (", tag("code", "priors/tiny"), "); ",
-                tag("code", "python training/train_prior.py --recipe tiny"), " makes it anew, which takes longer than all of this.", class_="muted")
-    return _section("commands", "Commands", lead, *shared, prior, tag("ol", *(_command(run, slowest) for run in page.commands), class_="commands"))
+    lead = tag(
+        "p",
+        "The chain, in order. Type any of them again: each finds what is done and does the rest. "
+        f"Together {_duration(total)} of the {_duration(BUDGET_S)} that they may take on two cores.",
+    )
+    shared = (
+        [tag("pre", tag("code", "\n".join(f"export {key}={value}" for key, value in page.environment.items())), tabindex="0")]
+        if page.environment
+        else []
+    )
+    prior = tag(
+        "p",
+        "The prior that they start from ships with the repository (",
+        tag("code", "priors/tiny"),
+        "); ",
+        tag("code", "python training/train_prior.py --recipe tiny"),
+        " makes it anew, which takes longer than all of this.",
+        class_="muted",
+    )
+    return _section(
+        "commands", "Commands", lead, *shared, prior, tag("ol", *(_command(run, slowest) for run in page.commands), class_="commands")
+    )
 
 
 def _command(run: CommandRun, slowest: float) -> Html:
@@ -189,8 +272,13 @@ def credits(page: Page) -> Html:
         return _section("credits", "Photographs by", _empty("pipelines/ingest.py"))
     lead = "All pictures on this page are made from these, changed as the sections say: shrunk, cropped, degraded, restored."
     head = tag("tr", *(tag("th", name, scope="col") for name in ("Photograph", "By", "Licence")))
-    rows = [tag("tr", tag("td", link(c.source_url, c.name)), tag("td", c.author), tag("td", link(c.licence_url, c.licence))) for c in page.credits]
-    return _section("credits", "Photographs by", tag("p", lead), tag("div", tag("table", tag("thead", head), tag("tbody", *rows)), class_="scroll"))
+    rows = [
+        tag("tr", tag("td", link(c.source_url, c.name)), tag("td", c.author), tag("td", link(c.licence_url, c.licence)))
+        for c in page.credits
+    ]
+    return _section(
+        "credits", "Photographs by", tag("p", lead), tag("div", tag("table", tag("thead", head), tag("tbody", *rows)), class_="scroll")
+    )
 
 
 def footer(page: Page) -> Html:

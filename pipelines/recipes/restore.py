@@ -40,17 +40,33 @@ class RestoreConfig:
 
 def tiny() -> RestoreConfig:
     """The demo's network on small pictures."""
-    return RestoreConfig(input="examples/low_quality", output="demo-output/restored", prior="priors/tiny", encoder="demo-output/encoder/encoder",
-                         adaptor="demo-output/adaptor/adaptor", sampling=get_sampling("tiny"), captioner=FactsSettings(),
-                         upscale=2.0, longest_px=256,  # choice: 512 px and 12 steps are what a laptop's core does in seconds
-                         workers=WorkerOptions(workers=2))
+    return RestoreConfig(
+        input="examples/low_quality",
+        output="demo-output/restored",
+        prior="priors/tiny",
+        encoder="demo-output/encoder/encoder",
+        adaptor="demo-output/adaptor/adaptor",
+        sampling=get_sampling("tiny"),
+        captioner=FactsSettings(),
+        upscale=2.0,
+        longest_px=256,  # choice: 512 px and 12 steps are what a laptop's core does in seconds
+        workers=WorkerOptions(workers=2),
+    )
 
 
 def paper() -> RestoreConfig:
     """SDXL with what training/train_encoder.py and train_adaptor.py made of it, sampled as in Sec. 4.1."""
-    return RestoreConfig(input="photos", output="restored", prior="weights/sdxl", encoder="weights/encoder", adaptor="weights/adaptor",
-                         sampling=get_sampling("paper"), captioner=LlavaSettings(model="llava-hf/llava-1.5-13b-hf"), precision="bf16",
-                         workers=WorkerOptions(workers=0, cpus=4, gpus=1))
+    return RestoreConfig(
+        input="photos",
+        output="restored",
+        prior="weights/sdxl",
+        encoder="weights/encoder",
+        adaptor="weights/adaptor",
+        sampling=get_sampling("paper"),
+        captioner=LlavaSettings(model="llava-hf/llava-1.5-13b-hf"),
+        precision="bf16",
+        workers=WorkerOptions(workers=0, cpus=4, gpus=1),
+    )
 
 
 def release_quality() -> RestoreConfig:
@@ -64,4 +80,8 @@ def release_fidelity() -> RestoreConfig:
 
 
 RECIPES: dict[str, Callable[[], RestoreConfig]] = {
-    "tiny": tiny, "paper": paper, "release_quality": release_quality, "release_fidelity": release_fidelity}
+    "tiny": tiny,
+    "paper": paper,
+    "release_quality": release_quality,
+    "release_fidelity": release_fidelity,
+}

@@ -43,19 +43,41 @@ class ScoreConfig:
 
 def tiny() -> ScoreConfig:
     """The demo's network on what examples/ holds out, under the degradation that it was trained on."""
-    return ScoreConfig(input="demo-output/corpus", output="demo-output/scored", degradations=("real_esrgan",),
-                       size_px=192,  # choice: the short side that the tiny network's training shrinks photographs to
-                       prior="priors/tiny", encoder="demo-output/encoder/encoder", adaptor="demo-output/adaptor/adaptor",
-                       sampling=get_sampling("tiny"), captioner=FactsSettings(), workers=WorkerOptions(workers=2))
+    return ScoreConfig(
+        input="demo-output/corpus",
+        output="demo-output/scored",
+        degradations=("real_esrgan",),
+        size_px=192,  # choice: the short side that the tiny network's training shrinks photographs to
+        prior="priors/tiny",
+        encoder="demo-output/encoder/encoder",
+        adaptor="demo-output/adaptor/adaptor",
+        sampling=get_sampling("tiny"),
+        captioner=FactsSettings(),
+        workers=WorkerOptions(workers=2),
+    )
 
 
 def table1(*degradations: str) -> ScoreConfig:
     """Synthetic test degradations of Table 1 at 512 pixels, on a dataset of test photographs of its own, all of them."""
-    return ScoreConfig(input="s3://testset/v1", output="s3://scores/table1", degradations=degradations or TABLE1, size_px=512,
-                       prior="weights/sdxl", encoder="weights/encoder", adaptor="weights/adaptor", sampling=get_sampling("paper"),
-                       captioner=LlavaSettings(model="llava-hf/llava-1.5-13b-hf"), precision="bf16", holdout_every=0, batch_size=4,
-                       workers=WorkerOptions(workers=0, cpus=4, gpus=1))
+    return ScoreConfig(
+        input="s3://testset/v1",
+        output="s3://scores/table1",
+        degradations=degradations or TABLE1,
+        size_px=512,
+        prior="weights/sdxl",
+        encoder="weights/encoder",
+        adaptor="weights/adaptor",
+        sampling=get_sampling("paper"),
+        captioner=LlavaSettings(model="llava-hf/llava-1.5-13b-hf"),
+        precision="bf16",
+        holdout_every=0,
+        batch_size=4,
+        workers=WorkerOptions(workers=0, cpus=4, gpus=1),
+    )
 
 
 RECIPES: dict[str, Callable[[], ScoreConfig]] = {
-    "tiny": tiny, "table1": table1, **{f"table1_{name}": partial(table1, name) for name in TABLE1}}
+    "tiny": tiny,
+    "table1": table1,
+    **{f"table1_{name}": partial(table1, name) for name in TABLE1},
+}

@@ -14,9 +14,19 @@ from pipelines.runtime.stage import Result, result_config
 from pipelines.stages.pictures import decoded_batches
 from pipelines.stages.restorer import PictureRestorer, RestoredPicture, RestorerSettings
 
-SCHEMA = pa.schema([
-    ("image_id", pa.string()), ("bytes", pa.binary()), ("stage1", pa.binary()), ("caption", pa.string()), ("prompt", pa.string()),
-    ("seed", pa.int64()), ("settings", pa.string()), ("width", pa.int32()), ("height", pa.int32())])
+SCHEMA = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("bytes", pa.binary()),
+        ("stage1", pa.binary()),
+        ("caption", pa.string()),
+        ("prompt", pa.string()),
+        ("seed", pa.int64()),
+        ("settings", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+    ]
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,5 +79,14 @@ def to_row(image_id: str, made: RestoredPicture, settings: str) -> dict[str, Any
     from supir_model.images import encode_png
 
     height, width = made.restored_HWC.shape[:2]
-    return {"image_id": image_id, "bytes": encode_png(made.restored_HWC), "stage1": encode_png(made.stage1_HWC), "caption": made.caption,
-            "prompt": made.prompt, "seed": made.seed, "settings": settings, "width": width, "height": height}
+    return {
+        "image_id": image_id,
+        "bytes": encode_png(made.restored_HWC),
+        "stage1": encode_png(made.stage1_HWC),
+        "caption": made.caption,
+        "prompt": made.prompt,
+        "seed": made.seed,
+        "settings": settings,
+        "width": width,
+        "height": height,
+    }

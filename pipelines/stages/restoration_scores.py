@@ -22,10 +22,16 @@ from pipelines.stages.pictures import Batch, decoded_batches
 from pipelines.stages.restorer import PictureRestorer, RestorerSettings
 
 MEASURED = ("lq", "stage1", "restored")
-SCHEMA = pa.schema([
-    ("image_id", pa.string()), ("degradation", pa.string()), ("seed", pa.int64()),
-    *((f"{measure}_{what}", pa.float64()) for what in MEASURED for measure in ("psnr", "ssim")),
-    *((what, pa.binary()) for what in (*MEASURED, "original")), ("protocol", pa.string())])
+SCHEMA = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("degradation", pa.string()),
+        ("seed", pa.int64()),
+        *((f"{measure}_{what}", pa.float64()) for what in MEASURED for measure in ("psnr", "ssim")),
+        *((what, pa.binary()) for what in (*MEASURED, "original")),
+        ("protocol", pa.string()),
+    ]
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +66,21 @@ class RestorationScores:
         """How the numbers were made, as JSON; part of the result."""
         from supir_model.degradation.presets import get_preset
 
-        return json.dumps({
-            "metrics": f"PSNR, SSIM (torchmetrics {version_of_package('torchmetrics')})", "colour": "RGB, 8 bits", "border": "none",
-            "picture": f"centre square, {self.size_px} px", "degradation": self.degradation, "sampling": self.restorer.sampling.name,
-            "seed": self.restorer.seed, "ssim": {"window": "gaussian, sigma 1.5", "data_range": 1.0},
-            "degradation_numbers": asdict(get_preset(self.degradation)), "weights": self.restorer.weights.hashes}, sort_keys=True)
+        return json.dumps(
+            {
+                "metrics": f"PSNR, SSIM (torchmetrics {version_of_package('torchmetrics')})",
+                "colour": "RGB, 8 bits",
+                "border": "none",
+                "picture": f"centre square, {self.size_px} px",
+                "degradation": self.degradation,
+                "sampling": self.restorer.sampling.name,
+                "seed": self.restorer.seed,
+                "ssim": {"window": "gaussian, sigma 1.5", "data_range": 1.0},
+                "degradation_numbers": asdict(get_preset(self.degradation)),
+                "weights": self.restorer.weights.hashes,
+            },
+            sort_keys=True,
+        )
 
     def process(self, rows: dict[str, pa.Table], params: dict[str, Any]) -> Result:
         """Each picture's row depends on the picture and the settings alone."""
@@ -72,7 +88,9 @@ class RestorationScores:
         chosen, outcomes = select(images, rows.get("selections"), self.row_id)
         ids = images.column("image_id").to_pylist()
         held_out = [row for row in chosen if self.holdout_every == 0 or is_held_out(ids[row], self.holdout_every)]
-        outcomes += [Outcome(images.column(self.row_id)[row].as_py(), "rejected", "not_held_out") for row in sorted(set(chosen) - set(held_out))]
+        outcomes += [
+            Outcome(images.column(self.row_id)[row].as_py(), "rejected", "not_held_out") for row in sorted(set(chosen) - set(held_out))
+        ]
         found: list[dict[str, Any]] = []
         for batch in decoded_batches(images, held_out, self.batch_size, self.row_id, self._square):
             outcomes += batch.failed
@@ -93,8 +111,10 @@ class RestorationScores:
         params = [degradation.draw(self.degradation, self.restorer.seed, position, self.size_px) for position in positions]
         degraded = [degradation.apply_rgb(picture, p) for picture, p in zip(batch.pictures, params, strict=True)]
         made = self.engine.restore(degraded, image_ids)
-        return [self._row(image_id, {"lq": lq, "stage1": one.stage1_HWC, "restored": one.restored_HWC, "original": original}, one.seed)
-                for image_id, original, lq, one in zip(image_ids, batch.pictures, degraded, made, strict=True)]
+        return [
+            self._row(image_id, {"lq": lq, "stage1": one.stage1_HWC, "restored": one.restored_HWC, "original": original}, one.seed)
+            for image_id, original, lq, one in zip(image_ids, batch.pictures, degraded, made, strict=True)
+        ]
 
     def _row(self, image_id: str, pictures: dict[str, Any], seed: int) -> dict[str, Any]:
         from supir_model.images import encode_png

@@ -16,10 +16,6 @@ from pipelines.stages.weights import ROOT
 from supir_model.presets import SamplingPreset
 
 
-
-
-
-
 @dataclass(frozen=True, kw_only=True)
 class Weights:
     """Folders (or official files) of prior, encoder and adaptor. Their hashes decide what comes out, their places do not."""
@@ -112,8 +108,10 @@ class PictureRestorer:
         prompts = [sampling.prompts.around(caption) for caption in captions]
         result = restore(self._restorer, x_lq_BCHW, prompts, [sampling.prompts.negative] * len(prompts), sampling, seeds)
         restored_BHWC, stage1_BHWC = from_network(result.x_BCHW, sizes), from_network(result.x_stage1_BCHW, sizes)
-        return [RestoredPicture(restored_HWC=restored, stage1_HWC=first, caption=caption, prompt=prompt, seed=seed)
-                for restored, first, caption, prompt, seed in zip(restored_BHWC, stage1_BHWC, captions, prompts, seeds, strict=True)]
+        return [
+            RestoredPicture(restored_HWC=restored, stage1_HWC=first, caption=caption, prompt=prompt, seed=seed)
+            for restored, first, caption, prompt, seed in zip(restored_BHWC, stage1_BHWC, captions, prompts, seeds, strict=True)
+        ]
 
     def _describe(self, pictures: list[Any], seeds: list[int]) -> list[str]:
         prepared = [self._captioner.prepare(picture) for picture in pictures]

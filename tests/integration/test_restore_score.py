@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,16 +13,21 @@ from PIL import Image
 from infra.dataset import Dataset
 from infra.storage import LocalStore
 from pipelines import restore, score
+from pipelines.runtime.cluster import connection
 from tests.helpers import ROOT, images_dataset, photographs, shrunk
 
 pytestmark = pytest.mark.integration
 FAST = ["--set", "encoder=none", "--set", "adaptor=none", "--set", "sampling.steps=2", "--set", "prior=" + str(ROOT / "priors" / "tiny")]
 
 
-@pytest.fixture(autouse=True)
-def own_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+@pytest.fixture(scope="module", autouse=True)
+def own_ray() -> Iterator[None]:
+    """One local Ray for all jobs of this file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        with connection():
+            yield
 
 
 def other_encoder(folder: Path) -> str:
@@ -42,7 +48,17 @@ def other_encoder(folder: Path) -> str:
 
 def test_score_measures_and_repeats_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images_dataset(str(tmp_path / "corpus"), photographs(2), per_shard=1)
-    command = ["--input", str(tmp_path / "corpus"), "--output", str(tmp_path / "scored"), "--set", "holdout_every=0", "--set", "size_px=128", *FAST]
+    command = [
+        "--input",
+        str(tmp_path / "corpus"),
+        "--output",
+        str(tmp_path / "scored"),
+        "--set",
+        "holdout_every=0",
+        "--set",
+        "size_px=128",
+        *FAST,
+    ]
     assert score.main(command) == 0
     assert "real_esrgan" in capsys.readouterr().out, "the table of means is printed"
     dataset = Dataset(str(tmp_path / "scored" / "real_esrgan"))
@@ -76,4 +92,5 @@ def test_restore_takes_a_folder_and_leaves_files(tmp_path: Path, capsys: pytest.
     assert all(max(Image.open(path).size) == 192 for path in written), "the tiny recipe doubles what it is given"
     assert restore.main(command) == 0
     said = capsys.readouterr().out
-    assert "restore: table 'restorations'" in said and "pictures: 0 written" in said
+    assert "restore: table 'restorations'" in said
+    assert "pictures: 0 written" in said

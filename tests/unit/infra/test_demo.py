@@ -18,7 +18,17 @@ from tests.helpers import ROOT, run_entry
 
 def test_every_command_names_a_script_and_a_workspace() -> None:
     steps = chain("work space")
-    assert [step.job for step in steps] == ["ingest", "curate", "caption", "negatives", "train_encoder", "train_adaptor", "score", "restore", "report"]
+    assert [step.job for step in steps] == [
+        "ingest",
+        "curate",
+        "caption",
+        "negatives",
+        "train_encoder",
+        "train_adaptor",
+        "score",
+        "restore",
+        "report",
+    ]
     assert all((ROOT / step.arguments[0]).is_file() for step in steps)
     assert all("'work space" in step.command for step in steps), "a name with a space is quoted as a shell wants it"
 
@@ -50,7 +60,8 @@ def test_record_survives_and_forgets_other_commands(tmp_path: Path) -> None:
     record.save()
     assert DemoRecord.load(tmp_path, steps, {}).complete
     other = DemoRecord.load(tmp_path, chain("elsewhere"), {})
-    assert not other.complete and other.jobs[0].seconds is None
+    assert not other.complete
+    assert other.jobs[0].seconds is None
     (tmp_path / "demo.json").write_text("[]")
     assert not DemoRecord.load(tmp_path, steps, {}).complete, "a broken record is no record"
 

@@ -62,5 +62,3 @@ def test_missing_weights_are_told_before_any_work() -> None:
 def test_names_of_files_stay_in_the_folder_and_apart() -> None:
     names = restored_files.file_names({"1": ["a/b.jpg"], "2": ["c.jpg"], "3": ["c.webp"], "4": ["../../etc/x.jpg", "/y.jpg"]})
     assert names == {"1": ["a/b.png"], "2": ["c.jpg.png"], "3": ["c.webp.png"], "4": ["etc/x.png", "y.png"]}
-
-
