@@ -96,7 +96,7 @@ class S3Store:
         """Raise StorageError unless the bucket exists and these credentials may list it (and, with `write`, put and delete)."""
         self._retry(lambda: self._fs.call_s3("list_objects_v2", Bucket=self.bucket, MaxKeys=1), "", tries=1)
         if write:
-            probe = unique_name("attempts/probe", "")
+            probe = unique_name("attempts/probe", ".json")
             self._retry(lambda: self._fs.pipe_file(self._path(probe), b""), probe, tries=1)
             self.delete(probe)
 

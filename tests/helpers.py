@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -105,13 +106,16 @@ def entry_env(**extra: str) -> dict[str, str]:
 
 # servers
 
-def free_port(below: int = 55000) -> int:
-    """A TCP port of the loopback address that nobody listens on, and whose number + 10000 is a port too."""
+def free_port() -> int:
+    """A TCP port of the loopback address that nobody listens on, nor on the one 10000 above it.
+
+    Below the range from which the system takes ports for outgoing connections: a server that is killed finds it free again.
+    """
     while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
-        if port < below:
+        port = random.randrange(11000, 22000)
+        with socket.socket() as one, socket.socket() as other, contextlib.suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            other.bind(("127.0.0.1", port + 10000))
             return port
 
 
