@@ -65,9 +65,10 @@ def test_a_gpu_that_is_not_there_is_told_and_not_waited_for(corpus: Dataset) -> 
 
 def test_negatives_on_ray_are_those_made_here(corpus: Dataset, tmp_path: Path) -> None:
     prior = random_prior(tmp_path / "prior")
-    done = run_entry("pipelines/negatives.py", "--input", corpus.store.url, "--output", str(tmp_path / "bad"), "--set", f"prior={prior}",
-                     "--set", "negatives.size_px=64", "--set", "negatives.steps=2", "--set", "parents.count=3", "--set", "workers.workers=2",
-                     "--set", "parents.exclude_heldout=false")
+    changes = [f"prior={prior}", "negatives.size_px=64", "negatives.steps=2", "parents.count=3", "parents.exclude_heldout=false",
+               "workers.workers=2"]
+    done = run_entry("pipelines/negatives.py", "--input", corpus.store.url, "--output", str(tmp_path / "bad"),
+                     *[word for change in changes for word in ("--set", change)])
     assert done.returncode == 0, done.stderr
     made = Dataset(str(tmp_path / "bad"))
     rows = [row for ref in made.snapshot("images").shards.values() for row in made.read(ref).to_pylist()]
