@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from infra.config import hash_config
 from infra.dataset import Dataset
 from infra.tracking import read_metrics
 from supir_model.images import encode_png, model_to_rgb, rgb_to_model
@@ -31,12 +30,13 @@ The text encoders are not in this folder: their weights are a function of the se
 
     python training/train_prior.py --recipe tiny --input CORPUS --output priors/tiny
 
-configuration {config} (seed {seed}), {vae_steps} steps of {vae_crop}-pixel crops, then {unet_steps} of {unet_crop}-pixel crops,
+With seed {seed}: {vae_steps} steps of {vae_crop}-pixel crops, then {unet_steps} of {unet_crop}-pixel crops,
 one thread of a CPU. On crops of its own photographs the autoencoder reaches {psnr:.1f} dB.
 
 ![Loss curves](curves.png)
 
-Above: crops; middle: through the autoencoder; below: what the UNet draws from noise for the captions of the crops (25 steps).
+From above: crops; the same through the autoencoder; what the UNet draws from noise for the captions of the crops (25 steps, guidance
+scale 3); what it draws from the same noise without a text.
 
 ![What it can do](sheet.png)
 
@@ -60,7 +60,7 @@ def write_card(config: PriorConfig, components: Any, pool: list[Picture], tracki
     rows = _sources(config)
     (root / "README.md").write_text(CARD.format(
         network=config.network, factor=2 ** (len(components.vae.config.block_out_channels) - 1), photographs=len(rows),
-        vae_parameters=_count(components.vae), unet_parameters=_count(components.unet), config=hash_config(config), seed=config.seed,
+        vae_parameters=_count(components.vae), unet_parameters=_count(components.unet), seed=config.seed,
         vae_steps=config.vae.steps, vae_crop=config.vae.crop_px, unet_steps=config.unet.steps, unet_crop=config.unet.crop_px, psnr=psnr,
         rows="\n".join(rows)))  # fmt: skip
 
@@ -85,17 +85,19 @@ def _sheet(config: PriorConfig, components: Any, pool: list[Picture]) -> tuple[f
     vae = components.vae
     y_BCHW = vae.decode(vae.encode(x_BCHW).latent_dist.mode()).sample.clamp(-1, 1)
     psnr = float(10 * torch.log10(4 / (x_BCHW - y_BCHW).square().mean((1, 2, 3))).mean())
-    drawn = _draw(config, components, [crop.text for crop in crops])
-    rows = [np.concatenate(list(model_to_rgb(part)), axis=1) for part in (x_BCHW, y_BCHW)]
-    return psnr, np.concatenate([*rows, np.concatenate(list(drawn), axis=1)], axis=0)
+    texts = [crop.text for crop in crops]
+    drawn = [_draw(config, components, prompts) for prompts in (texts, [""] * len(texts))]
+    rows = [*map(model_to_rgb, (x_BCHW, y_BCHW)), *drawn]
+    return psnr, np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)
 
 
 def _draw(config: PriorConfig, components: Any, texts: list[str]) -> Any:
-    """Pictures from noise, uint8 [N, S, S, 3]: image-to-image of diffusers at strength 1."""
+    """Pictures from noise, uint8 [N, S, S, 3]: image-to-image of diffusers at strength 1, from the mean of all latents (zero)."""
     pipe = components.img2img()
     pipe.set_progress_bar_config(disable=True)
-    size_px = config.unet.crop_px
-    start = torch.zeros(len(texts), 3, size_px, size_px)
+    side = config.unet.crop_px // 2 ** (len(components.vae.config.block_out_channels) - 1)
+    # not from a picture: SDXL's schedule ends with 7 % of it left, and a black start draws dark pictures
+    start = torch.zeros(len(texts), components.vae.config.latent_channels, side, side)
     generators = [torch.Generator().manual_seed(number) for number in range(len(texts))]
     out = pipe(prompt=texts, negative_prompt=[""] * len(texts), image=start, strength=1.0, num_inference_steps=25, guidance_scale=3.0,
                generator=generators, output_type="np").images
