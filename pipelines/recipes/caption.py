@@ -9,6 +9,8 @@ from pipelines.stages.caption_checks import CheckSettings
 from pipelines.stages.facts import FactsSettings
 from pipelines.stages.llava import RELEASED_SAMPLING, LlavaSettings
 
+CLIP_TOKENIZER = "priors/tiny/tokenizer"  # CLIP's own vocabulary, which ships with the repository
+
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionConfig:
@@ -34,14 +36,14 @@ class CaptionConfig:
 def tiny() -> CaptionConfig:
     """What can be measured, in words: needs no weights."""
     return CaptionConfig(input="demo-output/corpus", captioner=FactsSettings(), checks=CheckSettings(reasks=0), batch_size=8,
-                         clip_tokenizer="priors/tiny/tokenizer")
+                         clip_tokenizer=CLIP_TOKENIZER)
 
 
 def llava_13b() -> CaptionConfig:
     """The paper's captioner (Sec. 3.2) on every GPU of the cluster, greedy, so that a caption can be made again."""
     return CaptionConfig(input="s3://corpus/v1", captioner=LlavaSettings(model="llava-hf/llava-1.5-13b-hf"),
                          batch_size=16,  # choice: 26 GB of weights and 16 caches of 1200 tokens (16 GB) fit 48 GB
-                         workers=WorkerOptions(workers=0, cpus=4, gpus=1))
+                         clip_tokenizer=CLIP_TOKENIZER, workers=WorkerOptions(workers=0, cpus=4, gpus=1))
 
 
 def llava_7b() -> CaptionConfig:

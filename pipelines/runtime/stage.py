@@ -49,6 +49,13 @@ class Stage(Protocol):
         ...
 
 
+class TravelsAsFields:
+    """A base for stages that keep what `setup` built: only their fields are pickled, so a worker's models never travel."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+
+
 def result_config(stage: Stage) -> dict[str, Any]:
     """The part of a stage's configuration that decides what comes out, groups of settings included."""
     return cast(dict[str, Any], json.loads(json.dumps(_deciding(stage))))

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from infra.ledger import Outcome
-from pipelines.runtime.stage import Result
+from pipelines.runtime.stage import Result, TravelsAsFields
 from pipelines.stages.caption_checks import CheckSettings, Fault, find_fault
 from pipelines.stages.captioner import Captioned, Captioner
 from pipelines.stages.facts import FactsSettings
@@ -24,7 +24,7 @@ SCHEMA = pa.schema([
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptionStage:
+class CaptionStage(TravelsAsFields):
     """Captions the accepted rows of `images`. Without a `selections` table among its inputs it captions every row.
 
     `weights` is the hash of the captioner's folder of weights and `clip_vocabulary` that of the tokenizer's folder (None: the

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import pyarrow as pa
 
 from infra.ledger import Outcome
-from pipelines.runtime.stage import Result
+from pipelines.runtime.stage import Result, TravelsAsFields
 from pipelines.stages import captions
 from pipelines.stages.captions import ClipTokens, seed_of
 from pipelines.stages.memory import HalvedBatches
@@ -89,7 +89,7 @@ class NegativeSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NegativesStage:
+class NegativesStage(TravelsAsFields):
     """images -> images: makes a negative sample of every row that `params["parents"]` (source_ids) names.
 
     A sample depends on its parent, the settings and the weights alone. `weights` is the hash of the prior's folder.
@@ -241,7 +241,7 @@ def find_fault(picture_HWC: NDArray[Any], parent_HWC: NDArray[Any]) -> tuple[str
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptsAsCaptions:
+class PromptsAsCaptions(TravelsAsFields):
     """images -> captions of a dataset of negatives: the caption of a sample is the prompt that made it (Sec. 4.1)."""
 
     name: ClassVar[str] = "negative_captions"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -136,6 +137,14 @@ def test_what_changes_the_version() -> None:
              replace(stage, captioner=replace(llava, question="What is this?")), replace(stage, captioner=FactsSettings())]
     assert {version_of(one) for one in same} == {version_of(stage)}
     assert len({version_of(one) for one in [stage, *other]}) == 5
+
+
+def test_what_was_set_up_does_not_travel() -> None:
+    stage = facts_stage(clip_tokenizer=str(ROOT / "priors/tiny/tokenizer"))
+    fresh = len(pickle.dumps(stage))
+    stage.setup()
+    assert len(pickle.dumps(stage)) == fresh
+    assert pickle.loads(pickle.dumps(stage)) == stage
 
 
 def test_seeds_belong_to_image_and_purpose() -> None:
