@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from infra.ledger import Outcome
-from pipelines.runtime.stage import Result, result_config
+from pipelines.runtime.stage import Result, TravelsAsFields, result_config
 from pipelines.stages.pictures import decoded_batches
 from pipelines.stages.restorer import PictureRestorer, RestoredPicture, RestorerSettings
 
@@ -30,7 +30,7 @@ SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Restoration:
+class Restoration(TravelsAsFields):
     """Restores the rows of `images`. A picture whose longer side exceeds `longest_px` is shrunk to it first (0: never)."""
 
     name: ClassVar[str] = "restore"

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from infra.holdout import is_held_out
 from infra.ledger import Outcome
-from pipelines.runtime.stage import Result
+from pipelines.runtime.stage import Result, TravelsAsFields
 from pipelines.stages.captions import seed_of, select
 from pipelines.stages.pictures import Batch, decoded_batches
 from pipelines.stages.restorer import PictureRestorer, RestorerSettings
@@ -35,7 +35,7 @@ SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True, kw_only=True)
-class RestorationScores:
+class RestorationScores(TravelsAsFields):
     """Scores the accepted rows of `images` that are held out (one in `holdout_every`; 0: all rows, for a corpus of its own).
 
     Without a `selections` table among its inputs every row counts as accepted.
