@@ -18,7 +18,7 @@ from infra.dataset import Dataset
 from pipelines.recipes.caption import RECIPES, CaptionConfig
 from pipelines.runtime.job import run_stage
 from pipelines.stages.captions import CaptionStage
-from pipelines.stages.weights import identity
+from pipelines.stages.weights import folder_identity
 
 
 def run(config: CaptionConfig, options: RunOptions) -> int:
@@ -32,7 +32,7 @@ def run(config: CaptionConfig, options: RunOptions) -> int:
 
 def make_stage(config: CaptionConfig) -> CaptionStage:
     """The stage of a configuration, with the hashes of the weights that it will read."""
-    vocabulary = identity(config.clip_tokenizer) if config.clip_tokenizer else ""
+    vocabulary = folder_identity(config.clip_tokenizer) if config.clip_tokenizer else ""
     return CaptionStage(captioner=config.captioner, checks=config.checks, batch_size=config.batch_size,
                         clip_tokenizer=config.clip_tokenizer, weights=config.captioner.weights(), clip_vocabulary=vocabulary)
 

@@ -19,7 +19,7 @@ from pipelines.runtime.cluster import shared_cluster
 from pipelines.runtime.job import run_stage
 from pipelines.stages.negatives import NegativesStage, PromptsAsCaptions
 from pipelines.stages.parents import choose_parents
-from pipelines.stages.weights import identity, short_name
+from pipelines.stages.weights import folder_identity
 
 
 def run(config: NegativesConfig, options: RunOptions) -> int:
@@ -30,7 +30,7 @@ def run(config: NegativesConfig, options: RunOptions) -> int:
     images, selections = source.snapshot("images"), source.snapshot("selections")
     parents = choose_parents(source, selections, config.parents, config.negatives.seed)
     print(f"negatives: {sum(map(len, parents.values()))} parents of {selections.rows} images", flush=True)
-    weights = identity(config.prior)
+    weights = folder_identity(config.prior)
     stage = NegativesStage(settings=config.negatives, prior=config.prior, weights=weights, batch_size=config.batch_size,
                            device=config.device)
     with shared_cluster():
@@ -38,8 +38,8 @@ def run(config: NegativesConfig, options: RunOptions) -> int:
                          params_for_shard=lambda shard: {"parents": parents.get(shard, [])})
         if made is None:
             return 0
-        vocabulary = identity(config.clip_tokenizer) if config.clip_tokenizer else ""
-        prompts = PromptsAsCaptions(model=short_name(config.prior), weights=weights, clip_tokenizer=config.clip_tokenizer,
+        vocabulary = folder_identity(config.clip_tokenizer) if config.clip_tokenizer else ""
+        prompts = PromptsAsCaptions(model=config.prior.rstrip("/").rsplit("/", 1)[-1], weights=weights, clip_tokenizer=config.clip_tokenizer,
                                     clip_vocabulary=vocabulary)
         run_stage(prompts, source=output, inputs={"images": made}, output=output, options=options, workers=config.workers)
     return 0

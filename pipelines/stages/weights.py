@@ -28,13 +28,11 @@ def is_local(address: str) -> bool:
 
 def identity(address: str, revision: str | None = None) -> str:
     """What names these weights wherever they lie: the hash of a folder's files, or a hub's id and revision."""
-    if not is_local(address):
-        return f"{address}@{revision or 'main'}"
+    return folder_identity(address) if is_local(address) else f"{address}@{revision or 'main'}"
+
+
+def folder_identity(address: str) -> str:
+    """The hash of a folder's files. Raises ValueError if there is no such folder."""
     from infra.storage import hash_folder
 
     return hash_folder(local_folder(address))
-
-
-def short_name(address: str) -> str:
-    """How rows name weights: the last part of a folder's path, or the hub's id."""
-    return address.rstrip("/").rsplit("/", 1)[-1] if is_local(address) else address

@@ -181,6 +181,7 @@ def test_dry_run_writes_nothing(corpus: Dataset, prior: str, tmp_path: Path, her
 
 @pytest.mark.parametrize(("flags", "message"), [
     (["--set", "prior=/nowhere"], "no folder of weights at '/nowhere'"),
+    (["--set", "prior=nowhere/sdxl", "--dry-run"], "no folder of weights at 'nowhere/sdxl'"),
     (["--set", "negatives.size_px=100"], "expected a multiple of 32"),
     (["--set", "negatives.strength=0.01"], "walks none"),
     (["--set", "parents.fraction=0.5"], "set one of them"),
