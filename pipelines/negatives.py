@@ -39,8 +39,8 @@ def run(config: NegativesConfig, options: RunOptions) -> int:
         if made is None:
             return 0
         vocabulary = folder_identity(config.clip_tokenizer) if config.clip_tokenizer else ""
-        prompts = PromptsAsCaptions(model=config.prior.rstrip("/").rsplit("/", 1)[-1], weights=weights, clip_tokenizer=config.clip_tokenizer,
-                                    clip_vocabulary=vocabulary)
+        name = config.prior.rstrip("/").rsplit("/", 1)[-1]
+        prompts = PromptsAsCaptions(model=name, weights=weights, clip_tokenizer=config.clip_tokenizer, clip_vocabulary=vocabulary)
         run_stage(prompts, source=output, inputs={"images": made}, output=output, options=options, workers=config.workers)
     return 0
 
