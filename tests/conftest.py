@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from tests.helpers import MlflowServer, S3Server, serving
 
@@ -14,6 +15,9 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")  # no machine of a cloud to ask for credentials
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test workers on two cores: threads that wait for each other cost up to 50 times
+
+settings.register_profile("tree", deadline=None)  # a busy machine is no wrong result
+settings.load_profile("tree")
 
 
 @pytest.fixture(scope="session")
