@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -18,7 +20,7 @@ import pyarrow as pa
 import pytest
 
 from infra.dataset import Dataset
-from tests.helpers import ROOT, answers, commit_table, entry_env, free_port, images_dataset, kill_group, photographs, wait_until
+from tests.helpers import ROOT, answers, commit_table, entry_env, images_dataset, kill_group, photographs, wait_until
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(420)]
 TOKEN = uuid.uuid4().hex
@@ -42,23 +44,39 @@ class Head:
             return done, json.load(answer)["status"]
 
 
-@pytest.fixture(scope="module")
-def head() -> Iterator[Head]:
-    folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: the names of sockets are at most 107 bytes long
-    env = entry_env(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN)
-    dashboard = free_port()
+def start_head(folder: Path, env: dict[str, str]) -> tuple[subprocess.Popen[bytes], str]:
+    """(process, address of the dashboard). AssertionError with the head's own words if it does not come up."""
+    with contextlib.ExitStack() as held:  # held together, so that no port is given out twice
+        probes = [held.enter_context(socket.socket()) for _ in range(5)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        port, dashboard, client, agent, metrics = (probe.getsockname()[1] for probe in probes)
     command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1", "--num-cpus=2",
-               f"--port={free_port()}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--temp-dir={folder}",
-               f"--ray-client-server-port={free_port()}", f"--dashboard-agent-listen-port={free_port()}",
-               f"--metrics-export-port={free_port()}", "--object-store-memory=100000000", "--disable-usage-stats"]
+               f"--port={port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--temp-dir={folder}",
+               f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}",
+               "--object-store-memory=100000000", "--disable-usage-stats"]
     log = Path(folder, "head.log")
     with log.open("wb") as out:
         process = subprocess.Popen(command, env=env, stdout=out, stderr=out, start_new_session=True)
     try:
-        wait_until(lambda: answers(f"http://127.0.0.1:{dashboard}/api/version"), f"the head ({log})", process=process)
-        yield Head(f"http://127.0.0.1:{dashboard}", env)
-    finally:
+        wait_until(lambda: answers(f"http://127.0.0.1:{dashboard}/api/version"), "the head", process=process)
+    except AssertionError as error:
         kill_group(process)
+        raise AssertionError(f"{error}; it said: {log.read_text(errors='replace')[-2000:]}") from error
+    return process, f"http://127.0.0.1:{dashboard}"
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: the names of sockets are at most 107 bytes long
+    env = entry_env(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN)
+    try:
+        process, address = start_head(folder, env)
+        try:
+            yield Head(address, env)
+        finally:
+            kill_group(process)
+    finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
