@@ -19,6 +19,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from infra.dataset import Dataset, Snapshot, hash_config
+from infra.jobs.local_ray import die_with_parent
 from infra.ledger import Ledger
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -156,7 +157,7 @@ class Server:
     def start(self) -> None:
         """Start it, and wait until it serves."""
         with Path(self.folder, "server.log").open("ab") as log:
-            self.process = subprocess.Popen(self.command(), cwd=self.folder, stdout=log, stderr=log, start_new_session=True,
+            self.process = subprocess.Popen(self.command(), cwd=self.folder, stdout=log, stderr=log, start_new_session=True, preexec_fn=die_with_parent(),
                                             env=entry_env(MLFLOW_DISABLE_TELEMETRY="true"))
         wait_until(self.ready, type(self).__name__, process=self.process)
 
@@ -195,7 +196,7 @@ class S3Server(Server):
         ports = [flag for name, port in zip(names, self.ports) for flag in (f"-{name}.port={port}", f"-{name}.port.grpc={port + 10000}")]
         # few and small volumes: a bucket takes several, and the default size asks for more disk than a test machine has
         return [str(weed), "server", "-dir=data", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3", "-s3.config=identities.json",
-                "-master.telemetry=false", "-s3.port.iceberg=0", "-s3.autoCreateBucket=false", "-master.volumeSizeLimitMB=64",
+                "-master.telemetry=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false", "-master.volumeSizeLimitMB=64",
                 "-volume.max=200", *ports]
 
     def ready(self) -> bool:
