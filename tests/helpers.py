@@ -120,7 +120,7 @@ def free_port() -> int:
             return port
 
 
-def wait_until(ready: Callable[[], bool], what: str, timeout_s: float = 60, process: subprocess.Popen[bytes] | None = None) -> None:
+def wait_until(ready: Callable[[], bool], what: str, timeout_s: float = 150, process: subprocess.Popen[bytes] | None = None) -> None:
     """Poll until `ready`; AssertionError when time is up or the process ended."""
     end = time.monotonic() + timeout_s
     while not ready():
@@ -157,8 +157,8 @@ class Server:
     def start(self) -> None:
         """Start it, and wait until it serves."""
         with Path(self.folder, "server.log").open("ab") as log:
-            self.process = subprocess.Popen(self.command(), cwd=self.folder, stdout=log, stderr=log, start_new_session=True, preexec_fn=die_with_parent(),
-                                            env=entry_env(MLFLOW_DISABLE_TELEMETRY="true"))
+            self.process = subprocess.Popen(self.command(), cwd=self.folder, stdout=log, stderr=log, start_new_session=True,
+                                            preexec_fn=die_with_parent(), env=entry_env(MLFLOW_DISABLE_TELEMETRY="true"))
         wait_until(self.ready, type(self).__name__, process=self.process)
 
     def kill(self) -> None:
@@ -196,8 +196,8 @@ class S3Server(Server):
         ports = [flag for name, port in zip(names, self.ports) for flag in (f"-{name}.port={port}", f"-{name}.port.grpc={port + 10000}")]
         # few and small volumes: a bucket takes several, and the default size asks for more disk than a test machine has
         return [str(weed), "server", "-dir=data", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3", "-s3.config=identities.json",
-                "-master.telemetry=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false", "-master.volumeSizeLimitMB=64",
-                "-volume.max=200", *ports]
+                "-master.telemetry=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false",
+                "-master.volumeSizeLimitMB=64", "-volume.max=200", *ports]
 
     def ready(self) -> bool:
         """Whether a bucket can be made: the gateway answers some seconds before the volumes do."""
