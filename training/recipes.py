@@ -141,7 +141,7 @@ class EncoderConfig(RunConfig):
     """
 
     loss: Literal["frozen_encoder", "paper"] = "frozen_encoder"
-    latent_weight: float = 1.0  # choice: of the distance between latents, beside that between decoded images
+    latent_weight: float = 0.05  # choice: distances of latents are some 20 times those of images; so neither drowns the other
     alarm_mean: float = 0.25  # choice: decoded mean may be this far from the ground truth's, of a range of 2
     alarm_variance: float = 0.25  # choice: decoded variance may fall to this fraction of the ground truth's
 
@@ -196,9 +196,9 @@ def encoder_tiny() -> EncoderConfig:
         network="tiny",
         steps=80,
         batch=_tiny_batch(),
-        optimizer=OptimizerOptions(lr=5e-4, warmup_steps=5, lr_end_fraction=0.1),  # choice: a small network, few steps
+        optimizer=OptimizerOptions(lr=1e-3, warmup_steps=5, lr_end_fraction=0.1),  # choice: a small network, few steps
         checkpoint=CheckpointOptions(every_steps=20),
-        validation=ValidationOptions(every_steps=40),
+        validation=ValidationOptions(every_steps=20, images=8),
     )
 
 

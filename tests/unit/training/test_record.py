@@ -26,7 +26,7 @@ def test_another_configuration_is_refused_with_what_differs(tmp_path: Path) -> N
     config = replace(encoder_tiny(), input=corpus(tmp_path / "c", photos=4), output=str(tmp_path / "out"))
     record.begin_or_continue(config.output, record.survey(config, captions=False))
     other = replace(config, optimizer=replace(config.optimizer, lr=1.0), network="sdxl_paper")
-    with pytest.raises(ValueError, match=r"network was 'tiny', now 'sdxl_paper'; optimizer.lr was 0.0005, now 1.0"):
+    with pytest.raises(ValueError, match=r"network was 'tiny', now 'sdxl_paper'; optimizer.lr was 0.001, now 1.0"):
         record.begin_or_continue(config.output, record.survey(other, captions=False))
     free = replace(config, engine=replace(config.engine, kind="plain"), launch=replace(config.launch, workers=4))
     record.begin_or_continue(config.output, record.survey(free, captions=False))
