@@ -44,7 +44,8 @@ def main(argv: list[str]) -> int:
     if arguments.dry_run:
         print("\n".join(step.command for step in steps))
         return 0
-    signal.signal(signal.SIGTERM, _interrupt)
+    for name in (signal.SIGTERM, signal.SIGINT):  # the latter too: a shell may have started this one with it ignored
+        signal.signal(name, _interrupt)
     return run(arguments.workspace, steps)
 
 
