@@ -16,9 +16,8 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 from infra.storage import Entry, NotFound, StorageError, join, unique_name
 
-RETRIES = 8  # choice: about 90 s with what s3fs waits itself; measured: a restarted server on a busy machine was away for 50 s
-RETRY_FIRST_S = 0.5  # choice: doubles each time, at most
-RETRY_MOST_S = 16.0  # this
+RETRIES = 6  # choice: a restarted S3 server refuses requests for some seconds
+RETRY_FIRST_S = 0.5  # choice: doubles each time, 0.5 .. 8 s, beside s3fs's own two seconds of retries each
 REFUSED = ("PreconditionFailed", "412")  # the key exists, so a conditional put was not done
 NO_BUCKET = ("NoSuchBucket",)
 DENIED = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "AllAccessDisabled", "403")
@@ -114,7 +113,7 @@ class S3Store:
                     raise final from error
                 last: Exception = error
             if attempt + 1 < tries:
-                time.sleep(min(RETRY_FIRST_S * 2**attempt, RETRY_MOST_S))
+                time.sleep(RETRY_FIRST_S * 2**attempt)
         endpoint = os.environ.get("AWS_ENDPOINT_URL", "the AWS default")
         raise StorageError(f"{self._path(key)}: the S3 server did not answer ({type(last).__name__}: {last}); endpoint: {endpoint}. "
                            "Start it or correct AWS_ENDPOINT_URL, then run the same command again; it continues") from last

@@ -14,6 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -107,6 +108,9 @@ def entry_env(**extra: str) -> dict[str, str]:
 
 # servers
 
+STARTER = ThreadPoolExecutor(max_workers=1)  # Linux ends such a child with the thread that started it: this one lives as long as we do
+
+
 def free_port() -> int:
     """A TCP port of the loopback address that nobody listens on, nor on the one 10000 above it.
 
@@ -157,8 +161,9 @@ class Server:
     def start(self) -> None:
         """Start it, and wait until it serves."""
         with Path(self.folder, "server.log").open("ab") as log:
-            self.process = subprocess.Popen(self.command(), cwd=self.folder, stdout=log, stderr=log, start_new_session=True,
-                                            preexec_fn=die_with_parent(), env=entry_env(MLFLOW_DISABLE_TELEMETRY="true"))
+            self.process = STARTER.submit(subprocess.Popen, self.command(), cwd=self.folder, stdout=log, stderr=log,
+                                          start_new_session=True, preexec_fn=die_with_parent(),
+                                          env=entry_env(MLFLOW_DISABLE_TELEMETRY="true")).result()
         wait_until(self.ready, type(self).__name__, process=self.process)
 
     def kill(self) -> None:

@@ -101,7 +101,10 @@ def kill_group(pid: int) -> None:
 
 
 def die_with_parent() -> Callable[[], None] | None:
-    """What a child calls before it becomes another program, so that it is ended (SIGTERM) when this process dies. Linux only."""
+    """What a child calls before it becomes another program, so that it is ended (SIGTERM) when this process dies. Linux only.
+
+    The system means the thread that starts the child: start it from one that lasts as long as the child should.
+    """
     if sys.platform != "linux":
         return None
     import ctypes
