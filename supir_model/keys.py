@@ -1,7 +1,8 @@
 """Names of tensors: ours (diffusers') to those of the official checkpoint, by rule. Pure strings; inverse maps by enumeration.
 
 Official prefixes: `model.control_model.` trunk, `model.diffusion_model.project_modules.` connectors,
-`first_stage_model.denoise_encoder.` degradation-robust encoder; `model.diffusion_model.` and `first_stage_model.` the prior.
+`first_stage_model.denoise_encoder.` degradation-robust encoder; `model.diffusion_model.` and `first_stage_model.` the prior,
+and `conditioner.embedders.*` its text encoders: CLIP-L under transformers' names, bigG under open_clip's.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ CONNECTORS = "model.diffusion_model.project_modules."
 ENCODER = "first_stage_model.denoise_encoder."
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
+CLIP_L = "conditioner.embedders.0.transformer."
+OPEN_CLIP = "conditioner.embedders.1.model."
 
 _RESNET = {
     "norm1": "in_layers.0",
@@ -36,6 +39,23 @@ _UNET_HEAD = {
     "conv_out": "out.2",
 }
 _VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+_OPEN_CLIP_HEAD = {
+    "embeddings.token_embedding.weight": "token_embedding.weight",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "final_layer_norm.weight": "ln_final.weight",
+    "final_layer_norm.bias": "ln_final.bias",
+    "text_projection.weight": "text_projection",  # transposed
+}
+_OPEN_CLIP_LAYER = {
+    "layer_norm1.": "ln_1.",
+    "layer_norm2.": "ln_2.",
+    "self_attn.q_proj.": "attn.in_proj_",  # query, key and value are thirds of one tensor
+    "self_attn.k_proj.": "attn.in_proj_",
+    "self_attn.v_proj.": "attn.in_proj_",
+    "self_attn.out_proj.": "attn.out_proj.",
+    "mlp.fc1.": "mlp.c_fc.",
+    "mlp.fc2.": "mlp.c_proj.",
+}
 
 
 def unet_keys(names: Iterable[str], preset: NetworkPreset) -> dict[str, str]:
@@ -48,6 +68,20 @@ def vae_keys(names: Collection[str]) -> dict[str, str]:
     """Official names, without prefix, of all tensors of an AutoencoderKL or of its encoder alone."""
     levels = len({found[1] for name in names if (found := re.search(r"up_blocks\.(\d+)\.", name))})
     return {name: _vae_key(name, levels) for name in names}
+
+
+def open_clip_keys(names: Iterable[str]) -> dict[str, str]:
+    """open_clip's names, without prefix, of the tensors of transformers' CLIP text model with projection."""
+    return {name: _open_clip_key(name.removeprefix("text_model.")) for name in names}
+
+
+def _open_clip_key(name: str) -> str:
+    if name in _OPEN_CLIP_HEAD:
+        return _OPEN_CLIP_HEAD[name]
+    found = re.fullmatch(r"encoder\.layers\.(\d+)\.(.+\.)(weight|bias)", name)
+    if not found or found[2] not in _OPEN_CLIP_LAYER:
+        raise ValueError(f"no open_clip name for the tensor {name!r}: it belongs to no CLIP text encoder")
+    return f"transformer.resblocks.{found[1]}.{_OPEN_CLIP_LAYER[found[2]]}{found[3]}"
 
 
 def _unet_key(name: str, layers_per_block: int, attended_up_blocks: frozenset[int]) -> str:

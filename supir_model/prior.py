@@ -1,14 +1,17 @@
-"""The generative prior: SDXL from a diffusers folder, or a small one of ours, whose text encoders are rebuilt from a seed."""
+"""The generative prior: SDXL from a diffusers folder or one file, or a small one of ours, its text encoders rebuilt from a seed."""
 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from supir_model import single_file
+from supir_model.checkpoint_file import open_file
 from supir_model.presets import NETWORKS
 from supir_model.text import freeze, seeded_encoders
 
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionXLImg2ImgPipeline
 
 PRIOR_FILE = "prior.json"  # marks a folder of ours: network preset and text seed
+TOKENIZER = Path(__file__).parent / "tokenizer"  # CLIP's vocabulary, for a prior in one file, which has none
 PARTS = ("unet", "vae", "tokenizer", "tokenizer_2")
 SDXL_SCHEDULER = {  # SDXL base's own; released_model: beta_i, Sec. 5
     "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
@@ -50,23 +54,27 @@ class Components:
 
 
 def load_components(
-    folder: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32, vae_dtype: torch.dtype | None = None
+    prior: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32, vae_dtype: torch.dtype | None = None
 ) -> Components:
-    """Load a prior from a local folder: ours (prior.json) or SDXL in diffusers' layout. Nothing is fetched.
+    """Load a prior from a local folder, ours (prior.json) or SDXL in diffusers' layout, or from one file of an SDXL base in the
+    original layout. Nothing is fetched.
 
     `vae_dtype` None gives the autoencoder `dtype` too.
 
-    Raises ValueError that says what is missing if the folder is neither.
+    Raises ValueError that says what is missing if it is none of them, and what it seems to be.
     """
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTokenizer
 
-    root = Path(folder)
+    root = Path(prior)
+    if root.is_file():
+        return _single_file(root, device, dtype, vae_dtype or dtype)
     missing = [part for part in PARTS if not (root / part).is_dir()]
     if missing:
         raise ValueError(
             f"{root} is not a prior: folder {', '.join(missing)} is missing. Expected SDXL in diffusers' layout "
-            f"({', '.join(PARTS)}, text_encoder, text_encoder_2, scheduler), or what training/train_prior.py writes"
+            f"({', '.join(PARTS)}, text_encoder, text_encoder_2, scheduler), one .safetensors file of an SDXL base in the original "
+            "layout, or what training/train_prior.py writes"
         )
     ours = json.loads((root / PRIOR_FILE).read_text()) if (root / PRIOR_FILE).exists() else None
     text_encoder, text_encoder_2 = _our_text(ours) if ours else _sdxl_text(root, dtype)
@@ -82,6 +90,23 @@ def load_components(
         tokenizer_2=CLIPTokenizer.from_pretrained(root / "tokenizer_2", local_files_only=True),
         scheduler_config=_scheduler(root), network=ours["network"] if ours else None,
     )  # fmt: skip
+
+
+def _single_file(path: Path, device: str, dtype: torch.dtype, vae_dtype: torch.dtype) -> Components:
+    from transformers import CLIPTokenizer
+
+    file = open_file(path)
+    base = single_file.plan(file)
+    return Components(
+        unet=freeze(single_file.read(base.unet, file, device, dtype)),
+        vae=freeze(single_file.read(base.vae, file, device, vae_dtype)),
+        text_encoder=freeze(single_file.read(base.text_encoder, file, device, dtype)),
+        text_encoder_2=freeze(single_file.read(base.text_encoder_2, file, device, dtype)),
+        tokenizer=CLIPTokenizer.from_pretrained(TOKENIZER, local_files_only=True),
+        tokenizer_2=CLIPTokenizer.from_pretrained(TOKENIZER, local_files_only=True, pad_token="!"),  # SDXL's second pads with token 0
+        scheduler_config=dict(SDXL_SCHEDULER),
+        network=None,
+    )
 
 
 def _our_text(ours: dict[str, Any]) -> tuple[Any, Any]:
@@ -106,7 +131,7 @@ def _variant(part: Path) -> dict[str, Any]:
     names = [path.name for path in part.glob("*.safetensors")]
     if not names:
         raise ValueError(f"{part} holds no .safetensors file: pickled weights are not read; convert them first")
-    return {"variant": "fp16"} if all(".fp16." in name or "-fp16" in name for name in names) else {}
+    return {"variant": "fp16"} if all(re.search(r"[.-]fp16[.-]", name) for name in names) else {}
 
 
 def _scheduler(root: Path) -> dict[str, Any]:

@@ -1,80 +1,116 @@
-"""Files of what is trained here: our folders, and the official checkpoint layout in and out.
+"""Files of what is trained here: our folders, and files in the official layout.
 
-A folder of ours holds `config.json` ({"trained": "encoder" | "adaptor", "network": preset}) and one safetensors file whose
-tensors bear diffusers' names. The official layout is one flat file with the official names (`supir_model.keys`) for trunk,
-connectors and encoder together; SDXL's own tensors are never in it. Nothing here executes pickled code.
+A folder of ours holds `config.json` ({"trained": "encoder" | "adaptor", "network": preset}) and safetensors whose tensors bear
+diffusers' names, in one file or in shards with an index; `supir_model.official` has the official layout. Both are read one
+tensor at a time into a network that is made empty, so that little more than the network is ever in memory.
 """
 
 from __future__ import annotations
 
 import json
-import pickle
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 
 from supir_model import keys
+from supir_model.checkpoint_file import MAX_SHARD_BYTES, SHARD_PATTERN, WEIGHTS_FILE, open_folder, weight_files
 from supir_model.encoder import DegradationRobustEncoder
+from supir_model.filling import check_fit, fill, same_names, vae_sources
 from supir_model.network import SupirAdaptor, check_same_network
-from supir_model.presets import NETWORKS, NetworkPreset, UNet, Vae, get_network
+from supir_model.official import (
+    ADAPTOR,
+    adaptor_sources,
+    check_any,
+    empty_adaptor,
+    identify,
+    official_tensors,
+    read_official,
+    save_official,
+)
+from supir_model.presets import UNet, Vae, get_network
 from supir_model.prior import Components, load_components
 
+__all__ = [
+    "CONFIG_FILE", "WEIGHTS_FILE", "Restorer", "adaptor_files", "encoder_files", "identify", "load_adaptor", "load_encoder",
+    "load_restorer", "official_tensors", "read_official", "save_adaptor", "save_encoder", "save_official", "write_folder",
+]  # fmt: skip
+
 CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"  # diffusers' name for the file of a folder
-UNUSED = ("model.control_model.mask_LQ",)  # in the official file, used by nothing
+HINT = "Choose the weights that were trained on this prior."
 
 Trained = Literal["encoder", "adaptor"]
-ModuleT = TypeVar("ModuleT", bound=nn.Module)
-Tensors = dict[str, Tensor]
 
 
 def encoder_files(encoder: nn.Module, network: str) -> dict[str, bytes]:
     """The files of an encoder folder by name."""
-    return _files(encoder, "encoder", network)
+    return dict(_files(encoder, "encoder", network, MAX_SHARD_BYTES))
 
 
 def adaptor_files(adaptor: SupirAdaptor) -> dict[str, bytes]:
     """The files of an adaptor folder by name."""
-    return _files(adaptor, "adaptor", adaptor.preset.name)
+    return dict(_files(adaptor, "adaptor", adaptor.preset.name, MAX_SHARD_BYTES))
+
+
+def save_encoder(folder: str | Path, encoder: nn.Module, network: str, *, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
+    """Write an encoder folder, file by file."""
+    _write(folder, _files(encoder, "encoder", network, max_shard_bytes))
+
+
+def save_adaptor(folder: str | Path, adaptor: SupirAdaptor, *, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
+    """Write an adaptor folder, file by file."""
+    _write(folder, _files(adaptor, "adaptor", adaptor.preset.name, max_shard_bytes))
 
 
 def write_folder(folder: str | Path, files: Mapping[str, bytes]) -> None:
-    """Write the files of `encoder_files` or `adaptor_files`."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    for name, data in files.items():
-        (Path(folder) / name).write_bytes(data)
+    """Write the files of `encoder_files` or `adaptor_files`. Other weights of the folder are removed."""
+    _write(folder, files.items())
 
 
-def load_encoder(path: str | Path, vae: Vae) -> DegradationRobustEncoder:
-    """The degradation-robust encoder of a folder of ours or of an official file, precision as stored; ValueError if it does
-    not fit `vae`."""
+def load_encoder(
+    path: str | Path, vae: Vae, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+) -> DegradationRobustEncoder:
+    """The degradation-robust encoder of a folder of ours or of an official file.
+
+    `dtype` None keeps the precision as stored. ValueError if it does not fit `vae`.
+    """
     with torch.device("meta"):
         encoder: DegradationRobustEncoder = type(vae).from_config(vae.config).encoder
-    return _fill(encoder, _tensors_of_encoder(Path(path), vae), f"{path} holds the encoder of another autoencoder than the prior's")
-
-
-def load_adaptor(path: str | Path, unet: UNet) -> SupirAdaptor:
-    """The adaptor of a folder of ours or of an official file, precision as stored; ValueError if it does not fit `unet`."""
     source = Path(path)
-    ours = source.is_dir()
-    config = _config(source, "adaptor") if ours else {}  # first: it knows swapped and incomplete folders
-    tensors = _read_safetensors(source / WEIGHTS_FILE) if ours else read_official(source)
-    preset = get_network(config["network"]) if ours else identify(tensors, source)
+    if source.is_dir():
+        _config(source, "encoder")  # first: it knows swapped and incomplete folders
+        file, sources, owned = open_folder(source), same_names(encoder), ""
+    else:
+        file, sources, owned = read_official(source), vae_sources(encoder, keys.ENCODER), keys.ENCODER
+        check_any(file, (keys.ENCODER,), "encoder")
+    check_fit(encoder, file, sources, what="an encoder of the prior's autoencoder", owned=(owned,), hint=HINT)
+    return fill(encoder, file, sources, device=device, dtype=dtype)
+
+
+def load_adaptor(path: str | Path, unet: UNet, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> SupirAdaptor:
+    """The adaptor of a folder of ours or of an official file.
+
+    `dtype` None keeps the precision as stored. ValueError if it does not fit `unet`.
+    """
+    source = Path(path)
+    if source.is_dir():
+        adaptor = empty_adaptor(get_network(_config(source, "adaptor")["network"]))
+        file, sources = open_folder(source), same_names(adaptor)
+    else:
+        file = read_official(source)
+        adaptor = empty_adaptor(identify(file))
+        sources = adaptor_sources(adaptor)
+    name = adaptor.preset.name
     try:
-        check_same_network(unet, preset)
+        check_same_network(unet, adaptor.preset)
     except ValueError as difference:
-        raise ValueError(f"{path} holds an adaptor of network {preset.name!r}, but {difference}") from difference
-    with torch.device("meta"):
-        adaptor = SupirAdaptor(preset)
-    if not ours:
-        tensors = {name: tensors[theirs] for name, theirs in _adaptor_names(adaptor).items()}
-    return _fill(adaptor, tensors, f"{path} holds no adaptor of network {preset.name!r}")
+        raise ValueError(f"{path} holds an adaptor of network {name!r}, but {difference}") from difference
+    owned = ("",) if source.is_dir() else ADAPTOR
+    check_fit(adaptor, file, sources, what=f"an adaptor of network {name!r}", owned=owned, hint=HINT)
+    return fill(adaptor, file, sources, device=device, dtype=dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +132,7 @@ class Restorer:
 
 
 def load_restorer(
-    prior_folder: str | Path,
+    prior: str | Path,
     *,
     encoder: str | Path | None = None,
     adaptor: str | Path | None = None,
@@ -105,88 +141,33 @@ def load_restorer(
 ) -> Restorer:
     """Prior, degradation-robust encoder (None: the prior's own) and adaptor (None: none), frozen, on `device` in `dtype`.
 
-    The autoencoder stays in fp32 where `dtype` is fp16, in which SDXL's overflows. ValueError that teaches if files are missing
-    or belong to another network.
+    `prior` is a folder or one file of an SDXL base (`load_components`). The autoencoder stays in fp32 where `dtype` is fp16, in
+    which SDXL's overflows. ValueError that teaches if files are missing or belong to another network.
     """
     vae_dtype = torch.float32 if dtype == torch.float16 else dtype
-    components = load_components(prior_folder, device, dtype, vae_dtype)
-    loaded = load_encoder(encoder, components.vae) if encoder else components.vae.encoder
-    control = load_adaptor(adaptor, components.unet) if adaptor else None
+    components = load_components(prior, device, dtype, vae_dtype)
+    loaded = load_encoder(encoder, components.vae, device=device, dtype=vae_dtype) if encoder else components.vae.encoder
+    control = load_adaptor(adaptor, components.unet, device=device, dtype=dtype) if adaptor else None
     return Restorer(
         components=components,
-        encoder=loaded.to(device, vae_dtype).eval().requires_grad_(False),
-        adaptor=control and control.to(device, dtype).eval().requires_grad_(False),
+        encoder=loaded.eval().requires_grad_(False),
+        adaptor=control and control.eval().requires_grad_(False),
     )
 
 
-def official_tensors(
-    *,
-    adaptor: SupirAdaptor | None = None,
-    encoder: nn.Module | None = None,
-    dtype: torch.dtype = torch.float32,
-    device: str = "cpu",
-) -> Tensors:
-    """What was trained, flat, under the official names."""
-    found: Tensors = {}
-    if adaptor is not None:
-        state, names = adaptor.state_dict(), _adaptor_names(adaptor)
-        found |= {names[name]: tensor for name, tensor in state.items()}
-    if encoder is not None:
-        state = encoder.state_dict()
-        for ours, theirs in keys.vae_keys(state).items():
-            tensor = state[ours]
-            found[keys.ENCODER + theirs] = tensor[:, :, None, None] if keys.is_vae_attention_matrix(theirs) else tensor
-    return {name: tensor.detach().to(device, dtype).contiguous() for name, tensor in found.items()}
+def _files(module: nn.Module, trained: Trained, network: str, max_shard_bytes: int) -> Iterable[tuple[str, bytes]]:
+    yield CONFIG_FILE, (json.dumps({"trained": trained, "network": network}, indent=1) + "\n").encode()
+    yield from weight_files(module.state_dict(), max_shard_bytes)
 
 
-def save_official(path: str | Path, tensors: Tensors) -> None:
-    """Write `official_tensors` to a .safetensors file, which the released code reads as it reads a .ckpt."""
-    if Path(path).suffix != ".safetensors":
-        raise ValueError(f"{path}: the official layout is written as .safetensors only; choose that ending")
-    safetensors.torch.save_file(tensors, str(path))
-
-
-def read_official(path: str | Path) -> Tensors:
-    """The tensors of a file in the official layout, .safetensors or .ckpt; a .ckpt may hold tensors only.
-
-    ValueError if the file is missing, damaged, or would execute code.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path} is not there: expected a folder of ours or a file in the official layout")
-    if path.suffix == ".safetensors":
-        tensors = _read_safetensors(path)
-    else:
-        try:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise ValueError(f"{path} is damaged, or holds more than tensors and would execute code: {error}") from error
-        tensors = loaded.get("state_dict", loaded)
-    return {name: tensor for name, tensor in tensors.items() if name not in UNUSED}
-
-
-def identify(official: Tensors, path: str | Path) -> NetworkPreset:
-    """The network preset whose adaptor has the official tensors' names and shapes; ValueError that names what is near."""
-    found = {name: tuple(tensor.shape) for name, tensor in official.items() if name.startswith((keys.TRUNK, keys.CONNECTORS))}
-    if not found:
-        raise ValueError(f"{path} holds no tensor that starts with {keys.TRUNK} or {keys.CONNECTORS}: it has no adaptor")
-    differences = {}
-    for preset in NETWORKS.values():
-        with torch.device("meta"):
-            adaptor = SupirAdaptor(preset)
-        state = adaptor.state_dict()
-        expected = {theirs: tuple(state[ours].shape) for ours, theirs in _adaptor_names(adaptor).items()}
-        if found == expected:
-            return preset
-        differences[preset.name] = len(dict(found.items() ^ expected.items()))
-    counts = ", ".join(f"{name}: {count}" for name, count in differences.items())
-    raise ValueError(f"{path} holds an adaptor of no known network (tensors that differ: {counts})")
-
-
-def _files(module: nn.Module, trained: Trained, network: str) -> dict[str, bytes]:
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
-    config = json.dumps({"trained": trained, "network": network}, indent=1) + "\n"
-    return {CONFIG_FILE: config.encode(), WEIGHTS_FILE: safetensors.torch.save(tensors)}
+def _write(folder: str | Path, files: Iterable[tuple[str, bytes]]) -> None:
+    """Shards of weights that lay here before would be read in place of the new ones, or beside them."""
+    root = Path(folder)
+    root.mkdir(parents=True, exist_ok=True)
+    for old in root.glob(SHARD_PATTERN.format(suffix="*") + "*"):
+        old.unlink()
+    for name, data in files:
+        (root / name).write_bytes(data)
 
 
 def _config(folder: Path, trained: Trained) -> dict[str, str]:
@@ -197,47 +178,3 @@ def _config(folder: Path, trained: Trained) -> dict[str, str]:
     if config.get("trained") != trained:
         raise ValueError(f"{folder} holds {config.get('trained')!r}, expected {trained!r}: are two folders swapped?")
     return config
-
-
-def _tensors_of_encoder(source: Path, vae: Vae) -> Tensors:
-    if source.is_dir():
-        _config(source, "encoder")
-        return _read_safetensors(source / WEIGHTS_FILE)
-    official = read_official(source)
-    found = {}
-    for ours, theirs in keys.vae_keys(vae.encoder.state_dict()).items():
-        tensor = official.get(keys.ENCODER + theirs)
-        if tensor is not None:
-            found[ours] = tensor[:, :, 0, 0] if keys.is_vae_attention_matrix(theirs) else tensor
-    return found
-
-
-def _adaptor_names(adaptor: SupirAdaptor) -> dict[str, str]:
-    """Ours -> official, with prefixes."""
-    trunk = keys.unet_keys(adaptor.trunk.state_dict(), adaptor.preset)
-    return {f"trunk.{ours}": keys.TRUNK + theirs for ours, theirs in trunk.items()} | {
-        f"connectors.{name}": keys.CONNECTORS + name for name in adaptor.connectors.state_dict()
-    }
-
-
-def _read_safetensors(path: Path) -> Tensors:
-    if not path.is_file():
-        raise ValueError(f"{path} is not there: the folder is incomplete")
-    try:
-        return dict(safetensors.torch.load_file(path))
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged: {error}. Copy it again") from error
-
-
-def _fill(module: ModuleT, tensors: Tensors, whose: str) -> ModuleT:
-    """`module`, made on the meta device, with `tensors` for its weights; ValueError that names the first misfit."""
-    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    for name in [*expected, *found]:
-        if found.get(name) != expected.get(name):
-            raise ValueError(
-                f"{whose}: its {name} has shape {found.get(name, 'nothing')}, expected {expected.get(name, 'nothing')}. "
-                "Choose the weights that were trained on this prior"
-            )
-    module.load_state_dict(tensors, assign=True)
-    return module
