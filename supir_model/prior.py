@@ -69,6 +69,8 @@ def load_components(
     root = Path(prior)
     if root.is_file():
         return _single_file(root, device, dtype, vae_dtype or dtype)
+    if not root.exists():
+        raise ValueError(f"no prior at {root}: expected a folder, or one file of an SDXL base")
     missing = [part for part in PARTS if not (root / part).is_dir()]
     if missing:
         raise ValueError(

@@ -13,6 +13,7 @@ import torch
 from supir_model.images import crop, decode, model_to_unit, resize_short_side, rgb_to_model
 from supir_model.presets import get_network
 from supir_model.prior import Components, load_components, save_prior
+from tests.checkpoints import clip_pair
 from tests.helpers import ROOT, photographs
 
 PRIOR = ROOT / "priors" / "tiny"
@@ -81,9 +82,30 @@ def test_what_is_saved_is_loaded(tmp_path: Path, prior: Components) -> None:
     assert again.vae.config.scaling_factor == prior.vae.config.scaling_factor
 
 
+@pytest.mark.parametrize(("variant", "max_shard_size"), [(None, "10GB"), (None, "2MB"), ("fp16", "10GB"), ("fp16", "2MB")])
+def test_sdxl_in_diffusers_layout(tmp_path: Path, prior: Components, variant: str | None, max_shard_size: str) -> None:
+    texts = [text.half() for text in clip_pair(64, 64)]
+    parts = {"unet": prior.unet, "vae": prior.vae}
+    for name, part in parts.items():
+        part.save_pretrained(tmp_path / name, variant=variant, max_shard_size=max_shard_size)
+    for name, part in zip(("text_encoder", "text_encoder_2"), texts, strict=True):
+        part.save_pretrained(tmp_path / name, variant=variant, max_shard_size=max_shard_size)
+    for name in ("tokenizer", "tokenizer_2"):
+        shutil.copytree(PRIOR / name, tmp_path / name)
+    assert (len(list((tmp_path / "unet").glob("*.safetensors"))) > 1) == (max_shard_size == "2MB")
+    loaded = load_components(tmp_path)
+    pairs = ((prior.unet, loaded.unet), (prior.vae, loaded.vae), (texts[0], loaded.text_encoder), (texts[1], loaded.text_encoder_2))
+    for one, other in pairs:
+        for (name, a), (_, b) in zip(one.named_parameters(), other.named_parameters(), strict=True):
+            assert torch.equal(a.float(), b), name
+    assert loaded.network is None
+
+
 def test_a_folder_that_is_no_prior_is_refused_in_words(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"is not a prior: folder unet, vae, .* is missing"):
         load_components(tmp_path)
+    with pytest.raises(ValueError, match=r"no prior at .*sdxl.safetensors: expected a folder, or one file"):
+        load_components(tmp_path / "sdxl.safetensors")
 
 
 def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
