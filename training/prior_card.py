@@ -26,7 +26,7 @@ SDXL's weights are not at hand, so that every job runs anywhere. It has seen lit
 nobody should judge SUPIR by them.
 
 The text encoders are not in this folder: their weights are a function of the seed in `prior.json`. The vocabulary is CLIP's
-(MIT, from open_clip). Weights: Apache-2.0.
+(MIT, from open_clip). Our part in the weights is under Apache-2.0; the photographs that they learned from keep the licences listed below.
 
     python training/train_prior.py --recipe tiny --input CORPUS --output priors/tiny
 
