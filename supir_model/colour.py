@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LEVELS = 5  # released code: dilations 1, 2, 4, 8, 16
+REACH = 2**LEVELS - 1  # rows that the low pass sees above and below
+BAND_ROWS = 1024  # choice: the working size of most pictures is one band
 VARIANCE_FLOOR = 1e-5  # released code
 
 ColourFix = Literal["wavelet", "adain", "none"]
@@ -24,8 +26,19 @@ def fix_colour(kind: ColourFix, content_BCHW: Tensor, style_BCHW: Tensor) -> Ten
 
 
 def wavelet(content_BCHW: Tensor, style_BCHW: Tensor) -> Tensor:
-    """High frequencies of the content, low frequencies of the style."""
-    return content_BCHW - low_frequencies(content_BCHW) + low_frequencies(style_BCHW)
+    """High frequencies of the content, low frequencies of the style.
+
+    Rows go in bands, each read with as many rows around it as the low pass reaches, so that a large picture needs little more
+    memory than its result.
+    """
+    out_BCHW = torch.empty_like(content_BCHW)
+    height = content_BCHW.shape[-2]
+    for start in range(0, height, BAND_ROWS):
+        top, stop = max(start - REACH, 0), min(start + BAND_ROWS, height)
+        content, style = (x[:, :, top : min(stop + REACH, height)] for x in (content_BCHW, style_BCHW))
+        fixed = content - low_frequencies(content) + low_frequencies(style)
+        out_BCHW[:, :, start:stop] = fixed[:, :, start - top : stop - top]
+    return out_BCHW
 
 
 def adain(content_BCHW: Tensor, style_BCHW: Tensor) -> Tensor:

@@ -318,7 +318,7 @@ def model_to_unit(x_BCHW: torch.Tensor) -> torch.Tensor:
 
 def rgb_to_model(pictures: np.ndarray | Sequence[np.ndarray]) -> torch.Tensor:
     """uint8 HWC, several of them, or BHWC -> float32 BCHW in [-1, 1]."""
-    return unit_to_model(rgb_to_unit(pictures))
+    return rgb_to_unit(pictures).mul_(2.0).sub_(1.0)  # as unit_to_model, in place: pictures may be large
 
 
 def model_to_rgb(x_BCHW: torch.Tensor) -> np.ndarray:

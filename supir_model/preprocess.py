@@ -61,5 +61,5 @@ def from_network(x_BCHW: Tensor, sizes: Sizes) -> np.ndarray:
     """x_BCHW in about [-1, 1] -> uint8 pictures [B, H, W, 3] at the given-back size, truncated as the released code does."""
     size = (sizes.out_height, sizes.out_width)
     resized = F.interpolate(x_BCHW.float(), size=size, mode="bicubic", align_corners=False)
-    levels_BCHW = (resized * 127.5 + 127.5).clamp(0, 255).to(torch.uint8)
+    levels_BCHW = (resized * 127.5).add_(127.5).clamp_(0, 255).to(torch.uint8)  # in place: pictures may be large
     return levels_BCHW.permute(0, 2, 3, 1).cpu().numpy()

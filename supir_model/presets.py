@@ -10,6 +10,8 @@ from typing import Any, Literal, TypeVar
 UNet = Any  # diffusers' UNet2DConditionModel, whose own annotations do not show its modules
 Vae = Any  # diffusers' AutoencoderKL, likewise
 
+LongPrompts = Literal["windows", "cut"]
+
 TIME_IDS = 6  # original (h, w), crop (top, left), target (h, w); SDXL report, Sec. 2.2
 
 
@@ -192,7 +194,8 @@ class SamplingPreset:
     `restore_cfg` is tau_r of Algorithm 1 (0 or less: no pull to the input); `guidance_*` the weight g of u + g (c - u);
     `s_churn`, `s_noise` the stochasticity of Algorithm 1; `min_size_px` the shortest side that the network works at and
     `multiple_px` what both sides are rounded to. `tile_px` and `vae_tile_px` of 0 let sampler and autoencoder work on the whole
-    image at once; where the released code tiles, it takes 1024 with a stride of 512, and 512.
+    image at once; where the released code tiles, it takes 1024 with a stride of 512, and 512. `long_prompts` says what becomes of
+    a prompt beyond CLIP's 77 tokens: "windows" of 77 side by side, or "cut" with a warning, as released.
     """
 
     name: str
@@ -214,6 +217,7 @@ class SamplingPreset:
     tile_stride_px: int = 0
     vae_tile_px: int = 0
     conditioning_size_px: int = 1024
+    long_prompts: LongPrompts = "windows"
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps < 1000:  # the schedule has 1000 timesteps, and its last is not followed by another

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,20 +16,34 @@ from supir_model.denoiser import Denoise, Denoiser, NoisePredictor
 from supir_model.encoder import decode, encode_mode, encode_sample
 from supir_model.guidance import guided
 from supir_model.network import SupirUNet
+from supir_model.offload import summon
 from supir_model.presets import SamplingPreset
-from supir_model.sampler import PerImageNoise, sample_dpmpp2m, sample_edm
+from supir_model.sampler import OnStep, PerImageNoise, sample_dpmpp2m, sample_edm
 from supir_model.schedule import Ramp, karras, sdxl_schedule
-from supir_model.text import encode_prompts
+from supir_model.text import TOKEN_BUDGET, encode_prompts, windows_wanted
 from supir_model.tiling import Window, tiled, windows
 from supir_model.weights import Restorer
+
+FIELDS = ("x_BCHW", "x_stage1_BCHW", "z_BCHW", "z_lq_BCHW")
+
+
+class Stage1(NamedTuple):
+    """`z_lq_BCHW` the scaled latent by the degradation-robust encoder, and the picture that it decodes to, in about [-1, 1]."""
+
+    z_lq_BCHW: Tensor
+    x_BCHW: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
 class Restored:
-    """`x_BCHW` the result and `x_stage1_BCHW` the decoded z_lq, in about [-1, 1], not clipped; `z_lq_BCHW` the scaled latent."""
+    """`x_BCHW` the result and `x_stage1_BCHW` the decoded z_lq, in about [-1, 1], not clipped.
+
+    `z_BCHW` is the sampled latent and `z_lq_BCHW` that of the input, both scaled.
+    """
 
     x_BCHW: Tensor
     x_stage1_BCHW: Tensor
+    z_BCHW: Tensor
     z_lq_BCHW: Tensor
 
 
@@ -40,51 +56,88 @@ def restore(
     settings: SamplingPreset,
     seeds: Sequence[int],
     *,
+    first: Stage1 | None = None,
     images_at_once: int | None = None,
+    on_step: OnStep | None = None,
 ) -> Restored:
     """Restore pictures of one size, in [-1, 1], with a prompt, a negative prompt and a seed each.
 
-    `prompts` are whole texts: see `Prompts.around`. The result of a picture depends on its own row alone: bit for bit on the
-    CPU, where pictures go one by one unless `images_at_once` says otherwise; elsewhere they go together, and kernels chosen by
-    batch size may change last bits.
+    `prompts` are whole texts: see `Prompts.around`. `first` is what `stage1` gave for these very pictures, None to compute it.
+    `on_step` sees the latents of the pictures that go together after each step, and says what to go on with.
+
+    The result of a picture depends on its own row alone: bit for bit on the CPU, where pictures go one by one unless
+    `images_at_once` says otherwise; elsewhere they go together, as far as their prompts fill the same number of windows, and
+    kernels chosen by batch size may change last bits.
     """
     _check(restorer, x_lq_BCHW, prompts, negative_prompts, seeds)
-    step = images_at_once or (1 if restorer.device.type == "cpu" else len(seeds))
-    parts = [
-        _restore_together(restorer, x_lq_BCHW[i], list(prompts[i]), list(negative_prompts[i]), settings, list(seeds[i]))
-        for i in (slice(start, start + step) for start in range(0, len(seeds), step))
+    windows = [
+        max(pair)
+        for pair in zip(*(windows_wanted(restorer.components, texts, settings.long_prompts) for texts in (prompts, negative_prompts)))
     ]
-    return Restored(**{f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Restored)})
+    parts = []
+    for rows in _together(restorer, windows, images_at_once):
+        made = Stage1(*(part[rows] for part in first)) if first else _stage1(restorer, x_lq_BCHW[rows], settings)
+        texts = list(prompts[rows]), list(negative_prompts[rows])
+        parts.append(_restore_together(restorer, made, *texts, settings, list(seeds[rows]), windows[rows.start], on_step))
+    return parts[0] if len(parts) == 1 else Restored(**{name: torch.cat([getattr(p, name) for p in parts]) for name in FIELDS})
 
 
 @torch.no_grad()
-def stage1(restorer: Restorer, x_lq_BCHW: Tensor, *, tile_px: int = 0) -> tuple[Tensor, Tensor]:
-    """(z_lq, x_stage1): the latent by the degradation-robust encoder and the picture that it decodes to, which is captioned."""
-    vae = restorer.components.vae
-    z_lq_BCHW = encode_mode(vae, restorer.encoder, x_lq_BCHW.to(restorer.device, vae.dtype), tile_px=tile_px)
-    return z_lq_BCHW.float(), decode(vae, z_lq_BCHW, tile_px=tile_px).float()
+def stage1(restorer: Restorer, x_lq_BCHW: Tensor, settings: SamplingPreset) -> Stage1:
+    """What happens before any text: encoded by the degradation-robust encoder and decoded, which is what captioners see.
+
+    A picture's result is its own, as in `restore`.
+    """
+    parts = [_stage1(restorer, x_lq_BCHW[rows], settings) for rows in _together(restorer, [1] * len(x_lq_BCHW), None)]
+    return parts[0] if len(parts) == 1 else Stage1(*(torch.cat(part) for part in zip(*parts)))
+
+
+def _together(restorer: Restorer, windows: Sequence[int], images_at_once: int | None) -> Iterator[slice]:
+    """Rows that go together: neighbours that need the same number of windows."""
+    most = images_at_once or (1 if restorer.device.type == "cpu" else len(windows))
+    start = 0
+    for stop in range(1, len(windows) + 1):
+        if stop == len(windows) or stop - start == most or windows[stop] != windows[start]:
+            yield slice(start, stop)
+            start = stop
+
+
+def _stage1(restorer: Restorer, x_lq_BCHW: Tensor, settings: SamplingPreset) -> Stage1:
+    vae = summon(restorer.components.vae)
+    tile_px = settings.vae_tile_px
+    z_lq_BCHW = encode_mode(vae, summon(restorer.encoder), x_lq_BCHW.to(restorer.device, vae.dtype), tile_px=tile_px)
+    return Stage1(z_lq_BCHW.float(), decode(vae, z_lq_BCHW, tile_px=tile_px).float())
 
 
 def _restore_together(
-    restorer: Restorer, x_lq_BCHW: Tensor, prompts: list[str], negatives: list[str], settings: SamplingPreset, seeds: list[int]
+    restorer: Restorer,
+    first: Stage1,
+    prompts: list[str],
+    negatives: list[str],
+    settings: SamplingPreset,
+    seeds: list[int],
+    windows: int,
+    on_step: OnStep | None,
 ) -> Restored:
-    vae = restorer.components.vae
-    z_lq_BCHW, x_stage1_BCHW = stage1(restorer, x_lq_BCHW, tile_px=settings.vae_tile_px)
+    z_lq_BCHW, x_stage1_BCHW = first
+    vae = summon(restorer.components.vae)
     draw = PerImageNoise(seeds, z_lq_BCHW.shape[1:], restorer.device)
     z_center_BCHW = encode_sample(vae, x_stage1_BCHW.to(vae.dtype), draw(), tile_px=settings.vae_tile_px).float()
-    positive, negative = (_conditions(restorer, texts, z_lq_BCHW, settings) for texts in (prompts, negatives))
+    positive, negative = (_conditions(restorer, texts, z_lq_BCHW, settings, windows) for texts in (prompts, negatives))
     denoise = _denoise(restorer, positive, negative, settings)
-    z_BCHW = _sample(denoise, draw, z_center_BCHW, settings)
-    x_BCHW = decode(vae, z_BCHW.to(vae.dtype), tile_px=settings.vae_tile_px).float()
+    z_BCHW = _sample(denoise, draw, z_center_BCHW, settings, on_step)
+    x_BCHW = decode(summon(vae), z_BCHW.to(vae.dtype), tile_px=settings.vae_tile_px).float()
     x_BCHW = fix_colour(settings.colour_fix, x_BCHW, x_stage1_BCHW)
-    return Restored(x_BCHW=x_BCHW, x_stage1_BCHW=x_stage1_BCHW, z_lq_BCHW=z_lq_BCHW)
+    return Restored(x_BCHW=x_BCHW, x_stage1_BCHW=x_stage1_BCHW, z_BCHW=z_BCHW, z_lq_BCHW=z_lq_BCHW)
 
 
-def _sample(denoise: Denoise, draw: PerImageNoise, z_center_BCHW: Tensor, settings: SamplingPreset) -> Tensor:
+def _sample(denoise: Denoise, draw: PerImageNoise, z_center_BCHW: Tensor, settings: SamplingPreset, on_step: OnStep | None) -> Tensor:
     sigmas = sdxl_schedule().sigmas(settings.steps)
     if settings.sampler == "dpmpp2m":
         scale, s_noise = settings.control_scale_end, settings.s_noise
-        return sample_dpmpp2m(denoise, draw(), karras(sigmas), draw=draw, eta=settings.eta, s_noise=s_noise, control_scale=scale)
+        return sample_dpmpp2m(
+            denoise, draw(), karras(sigmas), draw=draw, eta=settings.eta, s_noise=s_noise, control_scale=scale, on_step=on_step
+        )
     return sample_edm(
         denoise,
         draw(),
@@ -95,6 +148,7 @@ def _sample(denoise: Denoise, draw: PerImageNoise, z_center_BCHW: Tensor, settin
         s_churn=settings.s_churn,
         s_noise=settings.s_noise,
         control=Ramp(start=settings.control_scale_start, end=settings.control_scale_end),
+        on_step=on_step,
     )
 
 
@@ -114,7 +168,7 @@ def _denoise(restorer: Restorer, positive: Conditions, negative: Conditions, set
 
 def _noise_predictor(restorer: Restorer) -> NoisePredictor:
     """The network as the denoiser asks for it: in its own precision, answers in fp32."""
-    unet, adaptor = restorer.components.unet, restorer.adaptor
+    unet, adaptor = summon(restorer.components.unet), restorer.adaptor and summon(restorer.adaptor)
     supir = SupirUNet(unet, adaptor).eval() if adaptor is not None else None
 
     def eps(x_BCHW: Tensor, timestep_B: Tensor, conditions: Conditions, control_scale: float) -> Tensor:
@@ -129,8 +183,18 @@ def _noise_predictor(restorer: Restorer) -> NoisePredictor:
     return eps
 
 
-def _conditions(restorer: Restorer, texts: list[str], z_lq_BCHW: Tensor, settings: SamplingPreset) -> Conditions:
-    encoded, dtype = encode_prompts(restorer.components, texts), restorer.components.unet.dtype
+def _conditions(
+    restorer: Restorer, texts: list[str], z_lq_BCHW: Tensor, settings: SamplingPreset, windows: int
+) -> Conditions:
+    encoded = encode_prompts(restorer.components, texts, long_prompts=settings.long_prompts, windows=windows)
+    for tokens, words in zip(encoded.tokens, encoded.lost, strict=True):
+        if words:
+            warnings.warn(
+                f"a prompt has {tokens} tokens and CLIP reads {TOKEN_BUDGET}; these words are lost: {words!r}. "
+                'long_prompts="windows" reads them all',
+                stacklevel=2,
+            )
+    dtype = restorer.components.unet.dtype
     return Conditions(
         context_BND=encoded.context_BND.to(restorer.device, dtype),
         pooled_BD=encoded.pooled_BD.to(restorer.device, dtype),

@@ -19,6 +19,9 @@ FULL_CONTROL = Ramp(start=1.0, end=1.0)
 DrawNoise = Callable[[], Tensor]
 """Unit normal noise of the latent's shape, fresh at every call."""
 
+OnStep = Callable[[int, float, Tensor], Tensor]
+"""(index of the step that ended, its sigma, latent) -> the latent to go on with."""
+
 
 @torch.no_grad()
 def sample_edm(
@@ -34,6 +37,7 @@ def sample_edm(
     s_min: float = 0.0,
     s_max: float = math.inf,
     control: Ramp = FULL_CONTROL,
+    on_step: OnStep | None = None,
 ) -> Tensor:
     """A clean latent [B, C, H, W] from unit noise, along the descending `sigmas` that end with 0.
 
@@ -49,7 +53,7 @@ def sample_edm(
     levels = sigmas.tolist()
     churn = min(s_churn / (len(levels) - 1), CHURN_MAX)
     x = noise_BCHW * math.sqrt(1 + levels[0] ** 2)  # docs/numerics.md, line 7
-    for sigma, sigma_next in pairwise(levels):
+    for step, (sigma, sigma_next) in enumerate(pairwise(levels)):
         sigma_hat = sigma
         if churn > 0 and s_min <= sigma <= s_max:
             sigma_hat = sigma * (1 + churn)
@@ -58,6 +62,7 @@ def sample_edm(
         if z_center_BCHW is not None and restore_cfg > 0 and sigma_next > PULL_ENDS_SIGMA:
             clean = pull(clean, z_center_BCHW, (sigma / SIGMA_MAX) ** restore_cfg)
         x = x + (sigma_next - sigma_hat) / sigma_hat * (x - clean)
+        x = on_step(step, sigma, x) if on_step else x
     return x
 
 
@@ -76,6 +81,7 @@ def sample_dpmpp2m(
     eta: float = 1.0,
     s_noise: float = 1.0,
     control_scale: float = 1.0,
+    on_step: OnStep | None = None,
 ) -> Tensor:
     """The fast sampler of the released code for distilled priors: DPM-Solver++(2M), stochastic; not in the paper.
 
@@ -85,10 +91,10 @@ def sample_dpmpp2m(
     levels = sigmas.tolist()
     x = noise_BCHW * math.sqrt(1 + levels[0] ** 2)
     last_clean, last_sigma = None, math.nan
-    for sigma, sigma_next in pairwise(levels):
+    for step, (sigma, sigma_next) in enumerate(pairwise(levels)):
         clean = denoise(x, sigma, control_scale)
         if sigma_next == 0:
-            return clean
+            return on_step(step, sigma, clean) if on_step else clean
         h = math.log(sigma / sigma_next)
         target = clean
         if last_clean is not None:
@@ -97,6 +103,7 @@ def sample_dpmpp2m(
         x = (sigma_next / sigma) * math.exp(-eta * h) * x - math.expm1(-(1 + eta) * h) * target
         if last_clean is not None and eta > 0:
             x = x + draw() * (s_noise * sigma_next * math.sqrt(-math.expm1(-2 * eta * h)))
+        x = on_step(step, sigma, x) if on_step else x
         last_clean, last_sigma = clean, sigma
     return x
 

@@ -1,8 +1,12 @@
-"""Text conditioning: SDXL's two CLIP encoders, and tiny ones whose weights are a function of a seed."""
+"""Text conditioning: SDXL's two CLIP encoders, and tiny ones whose weights are a function of a seed.
+
+N is 77 tokens, or 77 for each window of a long prompt.
+"""
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -10,10 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from supir_model.presets import LongPrompts
+from supir_model.prompt_windows import TOKEN_BUDGET as TOKEN_BUDGET
+from supir_model.prompt_windows import lost_words, token_windows, windows_needed
+
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-TOKEN_BUDGET = 77  # CLIP reads 77 tokens, the start and the end token among them
 EOT_ID = 49407  # the end token of CLIP's vocabulary
 TINY_LAYERS = 2  # choice: the least for which "penultimate layer" means anything
 TINY_HEADS = 2
@@ -36,35 +43,54 @@ class TextComponents(Protocol):
 class EncodedPrompts:
     """Text as the UNet takes it.
 
-    `context_BND` [B, 77, D] penultimate states of both encoders side by side; `pooled_BD` the second encoder's projection;
-    `tokens` how many tokens each prompt has before any cut, start and end included; `cut` whether words were pushed out.
+    `context_BND` [B, N, D] penultimate states of both encoders side by side; `pooled_BD` the second encoder's projection;
+    `tokens` how many tokens each prompt has before any cut, start and end included; `lost` the words of each prompt that no
+    encoder read, empty where all were.
     """
 
     context_BND: Tensor
     pooled_BD: Tensor
     tokens: tuple[int, ...]
+    lost: tuple[str, ...]
 
     @property
     def cut(self) -> tuple[bool, ...]:
-        """Whether the prompt is longer than CLIP's 77 tokens, so that its end was not read."""
-        return tuple(count > TOKEN_BUDGET for count in self.tokens)
+        """Whether the prompt is longer than CLIP's 77 tokens and its end was not read."""
+        return tuple(bool(words) for words in self.lost)
 
 
 @torch.no_grad()
-def encode_prompts(components: TextComponents, prompts: list[str]) -> EncodedPrompts:
+def encode_prompts(
+    components: TextComponents, prompts: list[str], *, long_prompts: LongPrompts = "cut", windows: int = 1
+) -> EncodedPrompts:
     """Encode prompts as SDXL does: penultimate hidden states (no final norm) of both encoders, pooled text of the second.
 
-    The first tokenizer pads with the end token, the second with token 0. Each row depends on its own prompt alone.
+    "cut" reads 77 tokens. "windows" reads all, 77 at a time, each window between a start and an end token; their states stand one
+    after the other along the token axis, at least `windows` of them, and the pooled text is the first window's. Prompts that need
+    fewer are followed by empty windows. The first tokenizer pads with the end token, the second with token 0. Each row depends on
+    its own prompt and the number of windows alone.
     """
     states: list[Tensor] = []
     pooled = torch.empty(0)
+    count = max([windows, *windows_wanted(components, prompts, long_prompts)])
     pairs = ((components.tokenizer, components.text_encoder), (components.tokenizer_2, components.text_encoder_2))
     for tokenizer, encoder in pairs:
-        ids = tokenizer(prompts, padding="max_length", max_length=TOKEN_BUDGET, truncation=True, return_tensors="pt").input_ids
-        out = encoder(ids.to(encoder.device), output_hidden_states=True)
-        states.append(out.hidden_states[-2])
-        pooled = out[0]
-    return EncodedPrompts(context_BND=torch.cat(states, dim=-1), pooled_BD=pooled, tokens=count_tokens(components.tokenizer, prompts))
+        ids_WBN = token_windows(tokenizer, prompts, count, long_prompts)
+        outs = [encoder(ids_BN.to(encoder.device), output_hidden_states=True) for ids_BN in ids_WBN]
+        states.append(torch.cat([out.hidden_states[-2] for out in outs], dim=1))
+        pooled = outs[0][0]
+    return EncodedPrompts(
+        context_BND=torch.cat([state.to(pooled.device) for state in states], dim=-1),
+        pooled_BD=pooled,
+        tokens=count_tokens(components.tokenizer, prompts),
+        lost=tuple(lost_words(components.tokenizer, prompt) if long_prompts == "cut" else "" for prompt in prompts),
+    )
+
+
+def windows_wanted(components: TextComponents, prompts: Sequence[str], long_prompts: LongPrompts) -> list[int]:
+    """Windows that each prompt fills, the greater number of the two tokenizers; 1 where prompts are cut."""
+    tokenizers = (components.tokenizer, components.tokenizer_2)
+    return [max(windows_needed(tokenizer, prompt, long_prompts) for tokenizer in tokenizers) for prompt in prompts]
 
 
 def count_tokens(tokenizer: Any, prompts: list[str]) -> tuple[int, ...]:

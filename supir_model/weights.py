@@ -31,6 +31,7 @@ from supir_model.official import (
     read_official,
     save_official,
 )
+from supir_model.offload import execution_device
 from supir_model.presets import UNet, Vae, get_network
 from supir_model.prior import Components, load_components
 
@@ -123,7 +124,8 @@ class Restorer:
 
     @property
     def device(self) -> torch.device:
-        return torch.device(self.components.unet.device)
+        """Where it computes."""
+        return execution_device(self.components.unet)
 
     @property
     def vae_factor(self) -> int:

@@ -88,9 +88,12 @@ class PictureRestorer:
         captioner.load()
         return captioner
 
-    def restore(self, pictures: Sequence[Any], image_ids: Sequence[str], upscale: float = 1.0) -> list[RestoredPicture]:
+    def restore(
+        self, pictures: Sequence[Any], image_ids: Sequence[str], upscale: float = 1.0, prompts: Sequence[str] | None = None
+    ) -> list[RestoredPicture]:
         """Restore pictures of one size (uint8 RGB), `upscale` times as large. A picture's result does not depend on the others'.
 
+        `prompts` say what is in them (the quality words come on top); None: the captioner is asked, who sees the stage-1 pictures.
         Chance is decided by (image_id, seed), so the same picture is restored the same way in any shard.
         """
         import torch
@@ -102,15 +105,17 @@ class PictureRestorer:
         height, width = pictures[0].shape[:2]
         sizes = plan_sizes(height, width, upscale=upscale, min_size_px=sampling.min_size_px, multiple_px=sampling.multiple_px)
         x_lq_BCHW = torch.cat([to_network(picture, sizes) for picture in pictures]).to(self._device)
-        seen_BHWC = from_network(stage1(self._restorer, x_lq_BCHW, tile_px=sampling.vae_tile_px)[1], sizes)
+        first = stage1(self._restorer, x_lq_BCHW, sampling)
+        stage1_BHWC = from_network(first.x_BCHW, sizes)
         seeds = [seed_of(image_id, f"restore {self.settings.seed}") for image_id in image_ids]
-        captions = self._describe(list(seen_BHWC), seeds)
-        prompts = [sampling.prompts.around(caption) for caption in captions]
-        result = restore(self._restorer, x_lq_BCHW, prompts, [sampling.prompts.negative] * len(prompts), sampling, seeds)
-        restored_BHWC, stage1_BHWC = from_network(result.x_BCHW, sizes), from_network(result.x_stage1_BCHW, sizes)
+        captions = list(prompts) if prompts else self._describe(list(stage1_BHWC), seeds)
+        texts = [sampling.prompts.around(caption) for caption in captions]
+        negatives = [sampling.prompts.negative] * len(texts)
+        result = restore(self._restorer, x_lq_BCHW, texts, negatives, sampling, seeds, first=first)
+        restored_BHWC = from_network(result.x_BCHW, sizes)
         return [
             RestoredPicture(restored_HWC=restored, stage1_HWC=first, caption=caption, prompt=prompt, seed=seed)
-            for restored, first, caption, prompt, seed in zip(restored_BHWC, stage1_BHWC, captions, prompts, seeds, strict=True)
+            for restored, first, caption, prompt, seed in zip(restored_BHWC, stage1_BHWC, captions, texts, seeds, strict=True)
         ]
 
     def _describe(self, pictures: list[Any], seeds: list[int]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from supir_model import colour
-from supir_model.encoder import decode, encode_mode, encode_sample
+from supir_model.encoder import copy_encoder, decode, encode_mode, encode_sample
 from supir_model.preprocess import Sizes, from_network, plan_sizes, to_network
 from supir_model.presets import NetworkPreset, SamplingPreset, get_sampling
 from supir_model.restore import Restored, restore, stage1
@@ -68,13 +69,59 @@ def test_seed_prompt_and_picture_matter(restorer: Restorer) -> None:
 
 def test_stage1_is_the_decoded_latent(restorer: Restorer) -> None:
     x = pictures(1)
-    z_lq, x_stage1 = stage1(restorer, x)
+    z_lq, x_stage1 = stage1(restorer, x, FAST)
     vae = restorer.components.vae
     with torch.no_grad():
         assert torch.equal(z_lq, encode_mode(vae, restorer.encoder, x))
         assert torch.equal(x_stage1, decode(vae, z_lq))
         assert torch.equal(encode_sample(vae, x, torch.zeros_like(z_lq)), encode_mode(vae, vae.encoder, x))
     assert torch.equal(run(restorer, x, [0]).x_stage1_BCHW, x_stage1)
+
+
+def test_stage1_is_computed_once(restorer: Restorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each autoencoder half runs as often as it must: encoder (z_lq), decoder (x_stage1), own encoder (z_center), decoder."""
+    calls: list[str] = []
+    vae = restorer.components.vae
+    robust = copy_encoder(vae).eval()
+    for name, module in (("robust", robust), ("own", vae.encoder), ("decoder", vae.decoder)):
+        handle = module.register_forward_hook(lambda *_, name=name: calls.append(name))
+        monkeypatch.setattr(module, "handle", handle, raising=False)
+    own = dataclasses.replace(restorer, encoder=robust)
+    x = pictures(2)
+    first = stage1(own, x, FAST)
+    given = restore(own, x, ["a", "b"], ["", ""], FAST, [1, 2], first=first)
+    assert sorted(calls) == ["decoder"] * 4 + ["own"] * 2 + ["robust"] * 2
+    for module in (vae.encoder, vae.decoder):
+        module.handle.remove()
+    computed = restore(own, x, ["a", "b"], ["", ""], FAST, [1, 2])
+    assert all(torch.equal(getattr(given, name), getattr(computed, name)) for name in vars(given))
+
+
+def test_long_prompts_in_a_batch(restorer: Restorer) -> None:
+    x, texts = pictures(3), ["a", "cat " * 80, "b"]
+    together = restore(restorer, x, texts, [""] * 3, FAST, [1, 2, 3], images_at_once=3).x_BCHW
+    for row in range(3):  # neighbours' windows change nothing: each of these goes alone
+        alone = restore(restorer, x[row : row + 1], texts[row : row + 1], [""], FAST, [row + 1]).x_BCHW
+        assert torch.equal(together[row], alone[0])
+    cut = dataclasses.replace(FAST, long_prompts="cut")
+    with pytest.warns(UserWarning, match=r"82 tokens and CLIP reads 77; these words are lost: 'cat cat cat cat cat '"):
+        shorter = restore(restorer, x[1:2], texts[1:2], [""], cut, [2]).x_BCHW
+    assert not torch.equal(shorter[0], together[1])
+
+
+@pytest.mark.parametrize("sampler", ["edm", "dpmpp2m"])
+def test_steps_are_seen_and_may_be_changed(restorer: Restorer, sampler: Any) -> None:
+    seen: list[tuple[int, float]] = []
+    settings = dataclasses.replace(FAST, sampler=sampler, steps=3)
+
+    def zero_at_the_end(step: int, sigma: float, z_BCHW: Tensor) -> Tensor:
+        seen.append((step, sigma))
+        return z_BCHW if step < 2 else z_BCHW * 0
+
+    changed = restore(restorer, pictures(1), ["a"], [""], settings, [1], on_step=zero_at_the_end)
+    assert [step for step, _ in seen] == [0, 1, 2]
+    assert seen[0][1] > seen[1][1] > seen[2][1] > 0
+    assert not changed.z_BCHW.any()
 
 
 def test_without_an_adaptor_the_prior_works_alone(restorer: Restorer) -> None:
@@ -119,6 +166,13 @@ def test_colour_fixes_take_the_style() -> None:
     assert torch.allclose(fixed.mean(dim=(2, 3)), style.mean(dim=(2, 3)), atol=1e-5)
     with pytest.raises(ValueError, match="differ in size"):
         colour.fix_colour("wavelet", content, style[:, :, :32])
+
+
+def test_a_large_picture_is_coloured_in_bands(monkeypatch: pytest.MonkeyPatch) -> None:
+    content, style = pictures(1, 200, 24), pictures(1, 200, 24) * 0.3 + 0.4
+    whole = colour.wavelet(content, style)
+    monkeypatch.setattr(colour, "BAND_ROWS", 48)
+    assert torch.allclose(colour.wavelet(content, style), whole, atol=1e-6)  # another size may take another kernel; reached: 0
 
 
 def test_tiles_of_the_autoencoder(tiny: NetworkPreset) -> None:

@@ -11,7 +11,8 @@ import torch
 from transformers import CLIPTokenizer
 
 from supir_model.presets import get_network
-from supir_model.text import TOKEN_BUDGET, encode_prompts, seeded_encoders
+from supir_model.prompt_windows import token_windows
+from supir_model.text import TOKEN_BUDGET, encode_prompts, seeded_encoders, windows_wanted
 from tests.helpers import ROOT
 
 TOKENIZERS = ROOT / "priors" / "tiny"
@@ -104,3 +105,57 @@ def test_a_text_that_is_too_long_is_told(text: Text) -> None:
     assert out.tokens == (TOKEN_BUDGET, TOKEN_BUDGET + 1, 2)
     assert out.cut == (False, True, False)
     assert torch.equal(out.context_BND[0], out.context_BND[1]), "the word past the budget cannot have been read"
+
+
+# ---- prompts beyond 77 tokens
+
+
+def words(count: int, last: str = "cat") -> str:
+    return " ".join(["cat"] * (count - 1) + [last])
+
+
+@pytest.mark.parametrize("prompt", ["", BRIGHT, words(75)])
+def test_a_prompt_that_fits_is_read_alike_in_both_ways(text: Text, prompt: str) -> None:
+    cut, windows = (encode_prompts(text, [prompt], long_prompts=way) for way in ("cut", "windows"))
+    assert torch.equal(cut.context_BND, windows.context_BND)
+    assert torch.equal(cut.pooled_BD, windows.pooled_BD)
+    for tokenizer in (text.tokenizer, text.tokenizer_2):  # and both are what the tokenizer itself does
+        ids = tokenizer([prompt], padding="max_length", max_length=TOKEN_BUDGET, truncation=True, return_tensors="pt").input_ids
+        assert torch.equal(token_windows(tokenizer, [prompt], 1, "windows")[0], ids)
+
+
+def test_the_word_behind_the_budget_is_read_in_a_window_of_its_own(text: Text) -> None:
+    way = {"cut": [], "windows": []}  # type: dict[str, list[Any]]
+    for last in ("cat", "dog"):
+        for name, found in way.items():
+            found.append(encode_prompts(text, [words(76, last)], long_prompts=name))  # type: ignore[arg-type]
+    (cut, other_cut), (long, other) = way["cut"], way["windows"]
+    assert torch.equal(cut.context_BND, other_cut.context_BND)
+    assert (cut.lost, other_cut.lost, other.lost) == (("cat",), ("dog",), ("",))
+    assert long.context_BND.shape == (1, 2 * TOKEN_BUDGET, cut.context_BND.shape[2])
+    assert torch.equal(long.context_BND[:, :TOKEN_BUDGET], cut.context_BND)  # 75 words fill the first window in both ways
+    assert torch.equal(long.context_BND[:, :TOKEN_BUDGET], other.context_BND[:, :TOKEN_BUDGET])
+    assert not torch.equal(long.context_BND, other.context_BND)
+    assert torch.equal(other.context_BND[:, TOKEN_BUDGET:], encode_prompts(text, ["dog"]).context_BND)
+    assert torch.equal(long.pooled_BD, cut.pooled_BD), "pooled text is the first window's"
+
+
+def test_shorter_prompts_are_followed_by_empty_windows(text: Text) -> None:
+    out = encode_prompts(text, [BRIGHT, words(160)], long_prompts="windows")
+    assert out.context_BND.shape[:2] == (2, 3 * TOKEN_BUDGET)
+    assert windows_wanted(text, [BRIGHT, words(160)], "windows") == [1, 3]
+    alone = encode_prompts(text, [BRIGHT], long_prompts="windows", windows=3).context_BND
+    torch.testing.assert_close(out.context_BND[:1], alone, atol=1e-5, rtol=1e-5)  # another batch size, as above
+    empty = encode_prompts(text, [""]).context_BND
+    assert torch.equal(alone[:, TOKEN_BUDGET:], torch.cat([empty, empty], dim=1))
+
+
+def test_windows_end_with_whole_words(text: Text) -> None:
+    long_word = "Extraordinarily"  # two tokens, of which the budget ends in the middle
+    prompt = f"{words(74)} {long_word} CATS."
+    first, second = (window[0].tolist() for window in token_windows(text.tokenizer, [prompt], 2, "windows"))
+    assert first[74 + 1] == first[76] == text.tokenizer.eos_token_id, "74 words, the end, and padding"
+    assert text.tokenizer.decode(second, skip_special_tokens=True).split()[0] == long_word.lower()
+    assert encode_prompts(text, [prompt]).lost == (f"{long_word} CATS.",), "words as they were written, none by halves"
+    endless = token_windows(text.tokenizer, ["x1" * 100], 3, "windows")  # a word longer than a window is split
+    assert endless.shape == (3, 1, TOKEN_BUDGET)
