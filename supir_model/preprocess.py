@@ -57,9 +57,13 @@ def to_network(rgb_HWC: np.ndarray, sizes: Sizes) -> Tensor:
     return rgb_to_model(np.array(both))
 
 
+def to_output_size(x_BCHW: Tensor, sizes: Sizes) -> Tensor:
+    """x_BCHW at the given-back size, in fp32, not clipped."""
+    size = (sizes.out_height, sizes.out_width)
+    return F.interpolate(x_BCHW.float(), size=size, mode="bicubic", align_corners=False)
+
+
 def from_network(x_BCHW: Tensor, sizes: Sizes) -> np.ndarray:
     """x_BCHW in about [-1, 1] -> uint8 pictures [B, H, W, 3] at the given-back size, truncated as the released code does."""
-    size = (sizes.out_height, sizes.out_width)
-    resized = F.interpolate(x_BCHW.float(), size=size, mode="bicubic", align_corners=False)
-    levels_BCHW = (resized * 127.5).add_(127.5).clamp_(0, 255).to(torch.uint8)  # in place: pictures may be large
+    levels_BCHW = (to_output_size(x_BCHW, sizes) * 127.5).add_(127.5).clamp_(0, 255).to(torch.uint8)  # in place: pictures may be large
     return levels_BCHW.permute(0, 2, 3, 1).cpu().numpy()
