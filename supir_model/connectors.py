@@ -48,6 +48,23 @@ class ZeroSFT(nn.Module):
         return out if scale == 1 else scale * out + (1 - scale) * raw
 
 
+class ZeroConv(nn.Module):
+    """The connector of ControlNet, which Table 2c compares with: out = [h, s + w Z(c)], Z a 1x1 convolution that starts at zero.
+
+    At the start the network is the plain prior. It has no cross-attention beside it (`places`).
+    """
+
+    def __init__(self, control_channels: int, skip_channels: int) -> None:
+        super().__init__()
+        self.zero_conv = zeroed(nn.Conv2d(control_channels, skip_channels, 1))
+
+    def forward(self, control_BCHW: Tensor, skip_BCHW: Tensor, decoder_BCHW: Tensor | None, scale: float) -> Tensor:
+        """As `ZeroSFT.forward`."""
+        if scale == 0:
+            return _beside(decoder_BCHW, skip_BCHW)
+        return _beside(decoder_BCHW, skip_BCHW + scale * self.zero_conv(control_BCHW))
+
+
 class ZeroCrossAttn(nn.Module):
     """Attention of the decoder's features to the trunk's, in front of an upsampler; not in the paper (docs/numerics.md, line 2).
 
@@ -79,7 +96,7 @@ class ZeroCrossAttn(nn.Module):
 class Place:
     """One connector: its kind and the skip (counted from the finest; the middle block comes after the last) that feeds it."""
 
-    kind: Literal["sft", "cross"]
+    kind: Literal["sft", "conv", "cross"]
     skip: int
     control_channels: int
     skip_channels: int  # 0 for "cross"
@@ -88,14 +105,17 @@ class Place:
     def build(self) -> nn.Module:
         if self.kind == "cross":
             return ZeroCrossAttn(self.decoder_channels, self.control_channels)
+        if self.kind == "conv":
+            return ZeroConv(self.control_channels, self.skip_channels)
         return ZeroSFT(self.control_channels, self.skip_channels, self.decoder_channels)
 
 
 def places(preset: NetworkPreset) -> list[Place]:
     """All connectors in the order of the official checkpoint: by skip, a cross-attention in front of the SFT of its skip.
 
-    For SDXL: 10 SFT and 2 cross-attentions.
+    For SDXL: 10 SFT and 2 cross-attentions; where the preset asks for zero convolutions, 10 of them alone.
     """
+    kind: Literal["sft", "conv"] = "sft" if preset.connector == "zero_sft" else "conv"
     widths, layers = preset.block_out_channels, preset.layers_per_block
     last = len(widths) - 1
     skips = [widths[0]]  # the output of conv_in, then of every residual block and downsampler
@@ -104,16 +124,16 @@ def places(preset: NetworkPreset) -> list[Place]:
     decoder = [widths[min(level + (block == layers), last)] for level in range(last + 1) for block in range(layers + 1)]
     found = []
     for skip, (skip_channels, decoder_channels) in enumerate(zip(skips, decoder, strict=True)):
-        if skip and skip % (layers + 1) == 0:  # the last skip before the decoder upsamples
+        if kind == "sft" and skip and skip % (layers + 1) == 0:  # the last skip before the decoder upsamples
             query = widths[skip // (layers + 1)]
             found.append(Place(kind="cross", skip=skip, control_channels=skip_channels, skip_channels=0, decoder_channels=query))
         found.append(
             Place(
-                kind="sft", skip=skip, control_channels=skip_channels, skip_channels=skip_channels, decoder_channels=decoder_channels
+                kind=kind, skip=skip, control_channels=skip_channels, skip_channels=skip_channels, decoder_channels=decoder_channels
             )
         )
     middle = Place(
-        kind="sft", skip=len(skips), control_channels=widths[-1], skip_channels=widths[-1], decoder_channels=0
+        kind=kind, skip=len(skips), control_channels=widths[-1], skip_channels=widths[-1], decoder_channels=0
     )
     return [*found, middle]
 

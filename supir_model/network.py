@@ -21,7 +21,7 @@ class SupirAdaptor(nn.Module):
         self.trunk = Trunk(preset)
         self.places = places(preset)
         self.connectors = nn.ModuleList(place.build() for place in self.places)
-        self._sft_at = {place.skip: i for i, place in enumerate(self.places) if place.kind == "sft"}
+        self._join_at = {place.skip: i for i, place in enumerate(self.places) if place.kind != "cross"}
         self._cross_at = {place.skip: i for i, place in enumerate(self.places) if place.kind == "cross"}
 
     @classmethod
@@ -32,13 +32,13 @@ class SupirAdaptor(nn.Module):
         adaptor.trunk.copy_encoder_half(unet)
         return adaptor
 
-    def sft(self, skip: int) -> nn.Module:
-        """The ZeroSFT of a skip; the middle block's at the number of skips."""
-        return self.connectors[self._sft_at[skip]]
+    def join(self, skip: int) -> nn.Module:
+        """The ZeroSFT, or zero convolution, of a skip; the middle block's at the number of skips."""
+        return self.connectors[self._join_at[skip]]
 
-    def cross(self, skip: int) -> nn.Module:
-        """The ZeroCrossAttn of a skip, in front of the upsampler that follows it."""
-        return self.connectors[self._cross_at[skip]]
+    def cross(self, skip: int) -> nn.Module | None:
+        """The ZeroCrossAttn of a skip, in front of the upsampler that follows it; none beside zero convolutions."""
+        return self.connectors[self._cross_at[skip]] if skip in self._cross_at else None
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
         """Recompute the trunk's residual blocks in the backward pass."""
@@ -89,7 +89,7 @@ class SupirUNet(nn.Module):
             embedding_BD = embed(self.unet, x_BCHW, timestep_B, added)
             h, skips = run_encoder(self.unet, self.unet.conv_in(x_BCHW), embedding_BD, context_BND)
         controls = controls or [*skips, h]  # at control scale 0 a connector returns before it reads its control
-        h = self.adaptor.sft(len(skips))(controls[-1], h, None, control_scale)
+        h = self.adaptor.join(len(skips))(controls[-1], h, None, control_scale)
         for block in self.unet.up_blocks:
             for layer in range(len(block.resnets)):
                 skip = len(skips) - 1
@@ -97,7 +97,8 @@ class SupirUNet(nn.Module):
                     self._decode, block, layer, skip, controls[skip], skips.pop(), h, embedding_BD, context_BND, control_scale
                 )
             if block.upsamplers is not None:
-                h = self.adaptor.cross(skip)(controls[skip], h, control_scale)
+                cross = self.adaptor.cross(skip)
+                h = cross(controls[skip], h, control_scale) if cross is not None else h
                 h = block.upsamplers[0](h, skips[-1].shape[2:])
         out: Tensor = self.unet.conv_out(self.unet.conv_act(self.unet.conv_norm_out(h)))
         return out
@@ -115,7 +116,7 @@ class SupirUNet(nn.Module):
         control_scale: float,
     ) -> Tensor:
         """One residual block of the decoder (and its transformer), its input made by the connector of `skip`."""
-        h = block.resnets[layer](self.adaptor.sft(skip)(control_BCHW, skip_BCHW, h_BCHW, control_scale), embedding_BD)
+        h = block.resnets[layer](self.adaptor.join(skip)(control_BCHW, skip_BCHW, h_BCHW, control_scale), embedding_BD)
         if not hasattr(block, "attentions"):
             return h  # type: ignore[no-any-return]
         return block.attentions[layer](h, encoder_hidden_states=context_BND, return_dict=False)[0]  # type: ignore[no-any-return]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 UNet = Any  # diffusers' UNet2DConditionModel, whose own annotations do not show its modules
 Vae = Any  # diffusers' AutoencoderKL, likewise
 
 LongPrompts = Literal["windows", "cut"]
+Connector = Literal["zero_sft", "zero_conv"]
+VaeTiling = Literal["exact", "exact_norms", "released"]
 
 TIME_IDS = 6  # original (h, w), crop (top, left), target (h, w); SDXL report, Sec. 2.2
 
@@ -22,12 +24,14 @@ class NetworkPreset:
     `transformer_depth[l]` is the number of transformer blocks after each residual block of level l of the UNet (0: the level
     has no attention); `trunk_depth` the same for the adaptor's trunk. The middle block takes the last entry.
     `context_dim` is the width of the text tokens (both text encoders side by side), `pooled_dim` that of the pooled text.
+    `connector` "zero_sft" is SUPIR's, "zero_conv" the ablation of Table 2c.
     """
 
     name: str
     block_out_channels: tuple[int, ...]
     transformer_depth: tuple[int, ...]
     trunk_depth: tuple[int, ...]
+    connector: Connector = "zero_sft"
     layers_per_block: int = 2
     norm_groups: int = 32  # of the UNet and the trunk; the connectors' norms always have 32
     head_width: int
@@ -111,6 +115,10 @@ class NetworkPreset:
         return vae(**self.vae_config())
 
 
+def _with_zero_conv(preset: NetworkPreset) -> NetworkPreset:
+    return replace(preset, name=f"{preset.name}_zero_conv", connector="zero_conv")
+
+
 def _sdxl(name: str, trunk_depth: tuple[int, ...]) -> NetworkPreset:
     return NetworkPreset(
         name=name,
@@ -127,25 +135,33 @@ def _sdxl(name: str, trunk_depth: tuple[int, ...]) -> NetworkPreset:
     )
 
 
+SDXL_PAPER = _sdxl("sdxl_paper", (0, 1, 5))  # Sec. 3.1: half of the transformer blocks of each encoder block
+TINY = NetworkPreset(  # choice: the same code, small enough for a laptop
+    name="tiny",
+    block_out_channels=(32, 64, 128),
+    transformer_depth=(0, 1, 1),
+    trunk_depth=(0, 1, 1),
+    head_width=32,
+    norm_groups=8,  # choice: with one channel a group, a group norm forgets the colour of the whole picture
+    context_dim=128,
+    pooled_dim=64,
+    addition_time_embed_dim=16,
+    vae_block_out_channels=(16, 32, 64),
+    vae_layers_per_block=1,
+    vae_norm_groups=2,
+    vae_scaling_factor=1.0,
+    sample_size_px=128,
+)
+
 NETWORKS: Mapping[str, NetworkPreset] = {
-    "sdxl_paper": _sdxl("sdxl_paper", (0, 1, 5)),  # Sec. 3.1: half of the transformer blocks of each encoder block
-    "sdxl_release": _sdxl("sdxl_release", (0, 2, 10)),  # the released checkpoints keep them all
-    "tiny": NetworkPreset(  # choice: the same code, small enough for a laptop
-        name="tiny",
-        block_out_channels=(32, 64, 128),
-        transformer_depth=(0, 1, 1),
-        trunk_depth=(0, 1, 1),
-        head_width=32,
-        norm_groups=8,  # choice: with one channel a group, a group norm forgets the colour of the whole picture
-        context_dim=128,
-        pooled_dim=64,
-        addition_time_embed_dim=16,
-        vae_block_out_channels=(16, 32, 64),
-        vae_layers_per_block=1,
-        vae_norm_groups=2,
-        vae_scaling_factor=1.0,
-        sample_size_px=128,
-    ),
+    preset.name: preset
+    for preset in (
+        SDXL_PAPER,
+        _with_zero_conv(SDXL_PAPER),  # Table 2c
+        _sdxl("sdxl_release", (0, 2, 10)),  # the released checkpoints keep them all
+        TINY,
+        _with_zero_conv(TINY),
+    )
 }
 
 
@@ -194,7 +210,9 @@ class SamplingPreset:
     `restore_cfg` is tau_r of Algorithm 1 (0 or less: no pull to the input); `guidance_*` the weight g of u + g (c - u);
     `s_churn`, `s_noise` the stochasticity of Algorithm 1; `min_size_px` the shortest side that the network works at and
     `multiple_px` what both sides are rounded to. `tile_px` and `vae_tile_px` of 0 let sampler and autoencoder work on the whole
-    image at once; where the released code tiles, it takes 1024 with a stride of 512, and 512. `long_prompts` says what becomes of
+    image at once; where the released code tiles, it takes 1024 with a stride of 512, and 512. `vae_tiling` says how the
+    autoencoder's tiles agree: "exact" equals the untiled result, and its attention's time grows with the square of the image;
+    "exact_norms" has attention within tiles; "released" averages statistics too. `long_prompts` says what becomes of
     a prompt beyond CLIP's 77 tokens: "windows" of 77 side by side, or "cut" with a warning, as released.
     """
 
@@ -216,6 +234,7 @@ class SamplingPreset:
     tile_px: int = 0
     tile_stride_px: int = 0
     vae_tile_px: int = 0
+    vae_tiling: VaeTiling = "exact"
     conditioning_size_px: int = 1024
     long_prompts: LongPrompts = "windows"
 
@@ -242,10 +261,12 @@ SAMPLINGS: Mapping[str, SamplingPreset] = {
         prompts=PAPER_PROMPTS,
     ),
     "release_quality": SamplingPreset(  # the released demo's "Quality"
-        name="release_quality", steps=50, restore_cfg=-1.0, s_churn=5.0, s_noise=1.003, guidance_start=4.0, guidance_end=7.5
+        name="release_quality", steps=50, restore_cfg=-1.0, s_churn=5.0, s_noise=1.003, guidance_start=4.0, guidance_end=7.5,
+        vae_tiling="released",
     ),
     "release_fidelity": SamplingPreset(  # the released demo's "Fidelity"
-        name="release_fidelity", steps=50, restore_cfg=-1.0, s_churn=5.0, s_noise=1.003, guidance_start=1.0, guidance_end=4.0
+        name="release_fidelity", steps=50, restore_cfg=-1.0, s_churn=5.0, s_noise=1.003, guidance_start=1.0, guidance_end=4.0,
+        vae_tiling="released",
     ),
     "tiny": SamplingPreset(  # choice: what the tiny network does in seconds; few steps, a strong pull to the input
         name="tiny",

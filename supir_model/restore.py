@@ -104,9 +104,10 @@ def _together(restorer: Restorer, windows: Sequence[int], images_at_once: int | 
 
 def _stage1(restorer: Restorer, x_lq_BCHW: Tensor, settings: SamplingPreset) -> Stage1:
     vae = summon(restorer.components.vae)
-    tile_px = settings.vae_tile_px
-    z_lq_BCHW = encode_mode(vae, summon(restorer.encoder), x_lq_BCHW.to(restorer.device, vae.dtype), tile_px=tile_px)
-    return Stage1(z_lq_BCHW.float(), decode(vae, z_lq_BCHW, tile_px=tile_px).float())
+    tile_px, tiling = settings.vae_tile_px, settings.vae_tiling
+    x_BCHW = x_lq_BCHW.to(restorer.device, vae.dtype)
+    z_lq_BCHW = encode_mode(vae, summon(restorer.encoder), x_BCHW, tile_px=tile_px, tiling=tiling)
+    return Stage1(z_lq_BCHW.float(), decode(vae, z_lq_BCHW, tile_px=tile_px, tiling=tiling).float())
 
 
 def _restore_together(
@@ -122,11 +123,12 @@ def _restore_together(
     z_lq_BCHW, x_stage1_BCHW = first
     vae = summon(restorer.components.vae)
     draw = PerImageNoise(seeds, z_lq_BCHW.shape[1:], restorer.device)
-    z_center_BCHW = encode_sample(vae, x_stage1_BCHW.to(vae.dtype), draw(), tile_px=settings.vae_tile_px).float()
+    tile_px, tiling = settings.vae_tile_px, settings.vae_tiling
+    z_center_BCHW = encode_sample(vae, x_stage1_BCHW.to(vae.dtype), draw(), tile_px=tile_px, tiling=tiling).float()
     positive, negative = (_conditions(restorer, texts, z_lq_BCHW, settings, windows) for texts in (prompts, negatives))
     denoise = _denoise(restorer, positive, negative, settings)
     z_BCHW = _sample(denoise, draw, z_center_BCHW, settings, on_step)
-    x_BCHW = decode(summon(vae), z_BCHW.to(vae.dtype), tile_px=settings.vae_tile_px).float()
+    x_BCHW = decode(summon(vae), z_BCHW.to(vae.dtype), tile_px=tile_px, tiling=tiling).float()
     x_BCHW = fix_colour(settings.colour_fix, x_BCHW, x_stage1_BCHW)
     return Restored(x_BCHW=x_BCHW, x_stage1_BCHW=x_stage1_BCHW, z_BCHW=z_BCHW, z_lq_BCHW=z_lq_BCHW)
 

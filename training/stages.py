@@ -185,7 +185,7 @@ def _components(config: RunConfig, device: torch.device) -> Any:
     components = load_components(
         local_folder(config.prior), str(device), torch.bfloat16 if config.precision == "bf16" else torch.float32
     )
-    if components.network not in (None, config.network):
+    if components.network is not None and get_network(components.network).unet_config() != get_network(config.network).unet_config():
         raise ValueError(
             f"{config.prior} is a prior of network {components.network!r}, this run trains {config.network!r}: "
             "choose another prior, or --set network="

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from supir_model.connectors import ZeroCrossAttn, ZeroSFT
+from supir_model.connectors import ZeroConv, ZeroCrossAttn, ZeroSFT
 from supir_model.network import SupirAdaptor, SupirUNet
 from supir_model.presets import NETWORKS, SAMPLINGS, NetworkPreset, get_network, get_sampling
 from supir_model.trunk import source_name
@@ -77,6 +77,34 @@ def test_size_of_the_papers_trunk() -> None:
         adaptor = SupirAdaptor(get_network("sdxl_paper"))
     assert parameters(adaptor.trunk) == 702_031_040  # depths [1, 1, 5], counted on the released code
     assert parameters(adaptor.connectors) == COUNTS["counts"]["project_modules"]
+
+
+def test_size_of_the_zero_convolutions_of_table_2c() -> None:
+    with torch.device("meta"):
+        adaptor = SupirAdaptor(get_network("sdxl_paper_zero_conv"))
+    assert parameters(adaptor.trunk) == 702_031_040
+    widths = [320] * 4 + [640] * 3 + [1280] * 3  # one a skip, and the middle block's; no cross-attention
+    assert [parameters(c) for c in adaptor.connectors] == [w * w + w for w in widths]
+    assert {type(c) for c in adaptor.connectors} == {ZeroConv}
+
+
+@pytest.mark.parametrize("size", [(8, 12), (9, 7)], ids=["even", "odd"])
+def test_fresh_zero_convolutions_are_the_plain_prior(tiny: NetworkPreset, size: tuple[int, int]) -> None:
+    unet, _, _ = build(tiny)
+    network = SupirUNet(unet, SupirAdaptor.from_unet(unet, get_network("tiny_zero_conv")))
+    x, timestep, context, added, z_lq = inputs(tiny, height=size[0], width=size[1])
+    with torch.no_grad():
+        expected = plain(unet, x, timestep, context, added)
+        assert torch.equal(network(x, timestep, context, added, z_lq), expected)
+        torch.nn.init.ones_(network.adaptor.connectors[0].zero_conv.bias)  # type: ignore[arg-type,union-attr]
+        assert torch.equal(network(x, timestep, context, added, z_lq, 0.0), expected)
+        assert not torch.equal(network(x, timestep, context, added, z_lq), expected)
+
+
+def test_zero_convolutions_learn(tiny: NetworkPreset) -> None:
+    unet, _, adaptor = build(get_network("tiny_zero_conv"))
+    SupirUNet(unet, adaptor)(*inputs(tiny)).square().mean().backward()
+    assert [name for name, p in adaptor.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
 def test_the_tiny_prior_stays_small(tiny: NetworkPreset) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from supir_model.conditioning import Conditions, size_time_ids
 from supir_model.guidance import combine, guided
+from supir_model.presets import get_sampling
 from supir_model.sampler import CHURN_MAX, PerImageNoise, pull, sample_dpmpp2m, sample_edm
 from supir_model.schedule import SIGMA_MAX, Ramp, karras, sdxl_schedule
 from supir_model.tiling import Window, tiled, windows
@@ -207,6 +209,70 @@ def test_dpmpp2m_on_gaussian_data() -> None:
     second = sample_dpmpp2m(gaussian_data, noise, sigmas, draw=no_noise, eta=0.0)
     euler = sample_edm(gaussian_data, noise, sigmas, draw=no_noise)
     assert (second - exact).abs().max() < 0.1 * (euler - exact).abs().max()
+
+
+def closing_error(sample: Callable[..., Tensor], steps: int, **options: float) -> float:
+    """Distance to the exact solution of the probability flow, on grids of one family with the same ends, in double."""
+    first, last = SIGMA_MAX, 0.03
+    rho = torch.linspace(first ** (1 / 7), last ** (1 / 7), steps + 1, dtype=torch.float64) ** 7
+    noise = unit_noise(1, 4, 8, 8).double()
+    found = sample(gaussian_data, noise, torch.cat([rho, torch.zeros(1)]), draw=no_noise, **options)
+    start = noise * math.sqrt(1 + first**2)
+    x_last = MEAN + (start - MEAN) * math.sqrt((STD**2 + last**2) / (STD**2 + first**2))
+    return float((found - gaussian_data(x_last, last, 1.0)).abs().max())
+
+
+def test_the_error_of_edm_halves_as_steps_double() -> None:
+    errors = [closing_error(sample_edm, steps) for steps in (25, 50, 100, 200, 400)]
+    assert all(1.9 < coarse / fine < 2.1 for coarse, fine in pairwise(errors))  # first order
+
+
+def test_the_error_of_dpmpp2m_quarters_as_steps_double() -> None:
+    errors = [closing_error(sample_dpmpp2m, steps, eta=0.0) for steps in (25, 50, 100, 200, 400)]
+    assert all(3.7 < coarse / fine < 4.3 for coarse, fine in pairwise(errors))  # second order
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_dpmpp2m_takes_batches_and_every_eta(eta: float) -> None:
+    """The released one breaks above one image and gives NaN at eta 0. Bit for bit: nothing here mixes images."""
+    grid = karras(sdxl_schedule().sigmas(8))
+    together, alone = PerImageNoise([3, 7], (4, 8, 8)), PerImageNoise([7], (4, 8, 8))
+    both = sample_dpmpp2m(gaussian_data, together(), grid, draw=together, eta=eta)
+    assert torch.isfinite(both).all()
+    assert torch.equal(both[1:], sample_dpmpp2m(gaussian_data, alone(), grid, draw=alone, eta=eta))
+
+
+def test_edm_treats_images_of_a_batch_alone() -> None:
+    grid = sdxl_schedule().sigmas(8)
+    together, alone = PerImageNoise([3, 7], (4, 8, 8)), PerImageNoise([7], (4, 8, 8))
+    center = unit_noise(2, 4, 8, 8)
+    both = sample_edm(gaussian_data, together(), grid, draw=together, s_churn=5.0, z_center_BCHW=center, restore_cfg=1.0)
+    one = sample_edm(gaussian_data, alone(), grid, draw=alone, s_churn=5.0, z_center_BCHW=center[1:], restore_cfg=1.0)
+    assert torch.equal(both[1:], one)
+
+
+@pytest.mark.parametrize("tau", [0.25, 1.0, 4.0])
+def test_the_first_prediction_is_pulled_onto_the_center(tau: float) -> None:
+    """At sigma max k is 1, whatever tau_r is: the first step heads for z_center, not for what the network says."""
+    center, noise = unit_noise(1, 4, 8, 8, seed=1), unit_noise(1, 4, 8, 8)
+    steps: list[Tensor] = []
+
+    def denoise(x: Tensor, sigma: float, control_scale: float) -> Tensor:
+        steps.append(x)
+        return torch.full_like(x, 1000.0)
+
+    sample_edm(denoise, noise, torch.tensor([SIGMA_MAX, 2.0, 0.0]), draw=no_noise, z_center_BCHW=center, restore_cfg=tau)
+    expected = center + (2.0 / SIGMA_MAX) * (steps[0] - center)
+    assert torch.allclose(steps[1], expected, atol=1e-3)  # 1000 times the fp32 roundings of k
+
+
+def test_the_number_of_steps_of_the_presets() -> None:
+    assert {name: get_sampling(name).steps for name in ("paper", "release_quality", "release_fidelity")} == {
+        "paper": 100, "release_quality": 50, "release_fidelity": 50
+    }  # fmt: skip
+    assert [get_sampling(name).restore_cfg for name in ("paper", "release_quality", "release_fidelity")] == [4.0, -1.0, -1.0]
+    ends = [(p.guidance_start, p.guidance_end) for p in map(get_sampling, ("paper", "release_quality", "release_fidelity"))]
+    assert ends == [(8.5, 8.5), (4.0, 7.5), (1.0, 4.0)]
 
 
 # ---- noise and tiling

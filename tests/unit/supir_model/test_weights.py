@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from supir_model.checkpoint_file import INDEX_FILE
 from supir_model.network import SupirAdaptor
-from supir_model.presets import NetworkPreset
+from supir_model.presets import NetworkPreset, get_network
 from supir_model.weights import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -53,6 +53,16 @@ def test_our_folders(models: tuple[Any, Any, SupirAdaptor], tmp_path: Path) -> N
     assert same(loaded, adaptor)
     assert loaded.preset == adaptor.preset
     assert all(p.requires_grad for p in loaded.parameters())  # it can be trained on
+
+
+def test_zero_convolutions_travel_as_well(tiny: NetworkPreset, tmp_path: Path) -> None:
+    unet, _, adaptor = build(get_network("tiny_zero_conv"))
+    save_adaptor(tmp_path / "ours", adaptor)
+    save_official(tmp_path / "official.safetensors", official_tensors(adaptor=adaptor))
+    for path in (tmp_path / "ours", tmp_path / "official.safetensors"):
+        loaded = load_adaptor(path, unet)
+        assert loaded.preset == adaptor.preset
+        assert same(loaded, adaptor)
 
 
 @pytest.mark.parametrize("name", ["official.safetensors", "official.ckpt"])
