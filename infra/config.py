@@ -9,7 +9,7 @@ import os
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any, TypeVar
 
@@ -82,12 +82,16 @@ def _convert(path: str, text: str, wanted: Any) -> Any:
         raise ConfigError(f"{path}={text}: {error.errors()[0]['msg']}; expected {wanted}") from error
 
 
-def build_parser(prog: str, summary: str, recipes: Sequence[str], default: str) -> argparse.ArgumentParser:
-    """The flags that every job has."""
+def build_parser(
+    prog: str, summary: str, recipes: Sequence[str], default: str, flags: Mapping[str, str] | None = None
+) -> argparse.ArgumentParser:
+    """The flags that every job has, and a job's own: `flags` has the field that each sets, and its help."""
     parser = argparse.ArgumentParser(prog=prog, description=summary, allow_abbrev=False)
     parser.add_argument("--recipe", default=default, metavar="NAME", help=f"one of: {', '.join(recipes)} (default: {default})")
     parser.add_argument("--input", metavar="URL", help="what is read: a local path or s3://bucket/prefix")
     parser.add_argument("--output", metavar="URL", help="what is written (default: see the recipe)")
+    for name, text in (flags or {}).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", dest=name, metavar="TEXT", help=text)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
                         help="replace one field of the recipe, e.g. --set captioner.batch_size=32; may be repeated")
     parser.add_argument("--dry-run", action="store_true", help="resolve, check, print the plan and stop")
@@ -97,11 +101,11 @@ def build_parser(prog: str, summary: str, recipes: Sequence[str], default: str) 
     return parser
 
 
-def resolve(config: Config, args: argparse.Namespace) -> Config:
-    """Apply --input, --output and --set to a recipe's configuration."""
+def resolve(config: Config, args: argparse.Namespace, flags: Iterable[str] = ()) -> Config:
+    """Apply --input, --output, a job's own flags and --set to a recipe's configuration."""
     names = {f.name for f in fields(config)}  # type: ignore[arg-type]
-    flags = {name: getattr(args, name) for name in ("input", "output") if getattr(args, name) is not None}
-    for name, value in flags.items():
+    given = {name: getattr(args, name) for name in ("input", "output", *flags) if getattr(args, name) is not None}
+    for name, value in given.items():
         if name not in names:
             raise ConfigError(f"this job has no --{name}")
         config = replace(config, **{name: value})  # type: ignore[type-var]
@@ -114,15 +118,15 @@ def resolve(config: Config, args: argparse.Namespace) -> Config:
 
 
 def run_entry(argv: Sequence[str], *, prog: str, summary: str, recipes: dict[str, Callable[[], Config]],
-              main: Callable[[Config, RunOptions], int], default: str = "tiny") -> int:
+              main: Callable[[Config, RunOptions], int], default: str = "tiny", flags: Mapping[str, str] | None = None) -> int:
     """Parse, resolve, print the configuration and run. Errors that a user can mend end in one message and exit code 2."""
-    args = build_parser(prog, summary, list(recipes), default).parse_args(list(argv))
+    args = build_parser(prog, summary, list(recipes), default, flags).parse_args(list(argv))
     try:
         if args.recipe not in recipes:
             near = difflib.get_close_matches(args.recipe, recipes, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(recipes)}"
             raise ConfigError(f"unknown recipe {args.recipe!r}: {hint}")
-        config = resolve(recipes[args.recipe](), args)
+        config = resolve(recipes[args.recipe](), args, flags or ())
         shown = json.dumps(to_dict(config), indent=2)
         if args.show_config:
             print(shown)

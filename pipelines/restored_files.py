@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from infra.dataset import Dataset, Snapshot
+from infra.storage import LocalStore, Store, unique_name
 
 FOLDER = "pictures"
 
@@ -15,32 +17,43 @@ def write(source: Dataset, output: Dataset, restorations: Snapshot) -> None:
     names = file_names(positions_of(source))
     written = 0
     for ref in restorations.shards.values():
-        for row in output.read(ref, ["image_id", "bytes"]).to_pylist():
-            for name in names.get(row["image_id"], [f"{row['image_id']}.png"]):
-                written += _put(output, f"{FOLDER}/{name}", row["bytes"])
+        for row in output.read(ref, ["source_id", "bytes"]).to_pylist():
+            for name in names.get(row["source_id"], [f"{row['source_id']}.png"]):
+                written += put_if_changed(output.store, f"{FOLDER}/{name}", row["bytes"])
     print(f"pictures: {written} written to {output.store.url}/{FOLDER}", flush=True)
 
 
 def positions_of(source: Dataset) -> dict[str, list[str]]:
-    """image_id -> where it stood in its source; the same bytes may have stood in several places."""
-    named: dict[str, str] = {}
-    if source.has("inputs"):
-        for ref in source.snapshot("inputs").shards.values():
-            named |= {row["source_id"]: row["position"] for row in source.read(ref, ["source_id", "position"]).to_pylist()}
-    found: dict[str, list[str]] = {}
-    for ref in source.snapshot("images").shards.values():
-        for row in source.read(ref, ["image_id", "source_id"]).to_pylist():
-            found.setdefault(row["image_id"], []).append(named.get(row["source_id"], row["image_id"]))
-    return found
+    """source_id -> where it stood in its source."""
+    if not source.has("inputs"):
+        return {}
+    return {
+        row["source_id"]: [row["position"]]
+        for ref in source.snapshot("inputs").shards.values()
+        for row in source.read(ref, ["source_id", "position"]).to_pylist()
+    }
 
 
 def file_names(positions: dict[str, list[str]]) -> dict[str, list[str]]:
     """`a/b.jpg` -> `a/b.png`; where that names two pictures (`b.jpg` and `b.webp`), `a/b.jpg.png`."""
     short = Counter(_short(position) for places in positions.values() for position in places)
     return {
-        image_id: [_short(position) if short[_short(position)] == 1 else f"{_inside(position)}.png" for position in dict.fromkeys(places)]
-        for image_id, places in positions.items()
+        one: [_short(position) if short[_short(position)] == 1 else f"{_inside(position)}.png" for position in dict.fromkeys(places)]
+        for one, places in positions.items()
     }
+
+
+def put_if_changed(store: Store, key: str, data: bytes) -> bool:
+    """Write a file for people, at once whole; False if it is there already. Whoever looks sees the old one or the new one."""
+    if store.exists(key) and store.size(key) == len(data) and store.read(key) == data:
+        return False
+    if isinstance(store, LocalStore):
+        attempt = str(PurePosixPath(key).with_name(unique_name("." + PurePosixPath(key).name, ".part")))
+        store.put(attempt, data)
+        os.replace(Path(store.url, attempt), Path(store.url, key))
+    else:
+        store.put(key, data)
+    return True
 
 
 def _short(position: str) -> str:
@@ -51,13 +64,3 @@ def _inside(position: str) -> str:
     """A name that stays in the folder: no root, no way up."""
     parts = [part for part in PurePosixPath(position.lstrip("/")).parts if part not in ("..", "/")]
     return "/".join(parts) or "picture"
-
-
-def _put(output: Dataset, key: str, data: bytes) -> bool:
-    store = output.store
-    if store.exists(key):
-        if store.size(key) == len(data) and store.read(key) == data:
-            return False
-        store.delete(key)
-    store.put(key, data)
-    return True

@@ -1,4 +1,4 @@
-"""Where photographs come from: a folder, an S3 prefix, or WebDataset tars in either. Lists what is there; fetches nothing.
+"""Where photographs come from: a folder, an S3 prefix, WebDataset tars in either, or one picture. Lists what is there; fetches nothing.
 
 An item is one thing asked for. A folder's items are its files with an image's suffix; a tar's items are its members with one, and
 members of the same stem say more about them (`.txt`: caption, `.json`: licence and origin). A CSV file tells the same of a folder:
@@ -67,15 +67,21 @@ class Source:
     skipped: Counter[str] = field(default_factory=Counter)
 
     @property
+    def is_one_file(self) -> bool:
+        """Whether the address names a single tar or picture."""
+        return self._place()[1] is not None
+
+    @property
     def address(self) -> str:
         """The folder or prefix that positions are relative to."""
         return self._place()[0]
 
     def _place(self) -> tuple[str, str | None]:
-        """(address, the one key that was asked for when the source is a single tar)."""
+        """(address, the one key that was asked for when the source is a single tar or picture)."""
         store = open_store(self.url)
         folder, _, name = store.url.rpartition("/")
-        if name.endswith(TAR_SUFFIX) and not (isinstance(store, LocalStore) and Path(store.url).is_dir()):
+        is_one = os.path.splitext(name)[1].lower() in (TAR_SUFFIX, *IMAGE_SUFFIXES)
+        if is_one and not (isinstance(store, LocalStore) and Path(store.url).is_dir()):
             return folder or "/", name
         return store.url, None
 
@@ -85,10 +91,8 @@ class Source:
         store = open_store(address)
         _check_there(store)
         told = _read_sidecar(store, self.sidecar)
-        for key, size_bytes in _files(store):
+        for key, size_bytes in _files(store) if only is None else _one(store, only):
             suffix = os.path.splitext(key)[1].lower()
-            if only is not None and key != only:
-                continue
             if suffix == TAR_SUFFIX:
                 yield from self._members(store, key, size_bytes)
             elif suffix in IMAGE_SUFFIXES or key.endswith("/"):
@@ -142,7 +146,7 @@ def to_key(position: str) -> str:
 def _check_there(store: Store) -> None:
     store.check()
     if isinstance(store, LocalStore) and not Path(store.url).is_dir():
-        raise NotFound(f"{store.url} is not a folder: give --input a folder of photographs, a .tar, or s3://bucket/prefix")
+        raise NotFound(f"{store.url} is not a folder: give --input a folder of photographs, one of them, a .tar, or s3://bucket/prefix")
 
 
 def _files(store: Store) -> Iterator[tuple[str, int]]:
@@ -151,6 +155,10 @@ def _files(store: Store) -> Iterator[tuple[str, int]]:
         yield from _walk(store.url, "")
     else:
         yield from ((entry.key, entry.size_bytes) for entry in store.list() if not entry.key.endswith("/"))
+
+
+def _one(store: Store, key: str) -> Iterator[tuple[str, int]]:
+    yield key, store.size(key)
 
 
 def _walk(root: str, folder: str) -> Iterator[tuple[str, int]]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from pipelines.inputs_table import ShardLimits
 from pipelines.runtime.cluster import WorkerOptions
 from pipelines.stages.facts import FactsSettings
 from pipelines.stages.llava import LlavaSettings
@@ -16,10 +17,11 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 @dataclass(frozen=True, kw_only=True)
 class RestoreConfig:
-    """`input` is a dataset with images, or a folder, prefix or tar of pictures, which is ingested into `output` first.
+    """`input` is a dataset with images, or a picture, a folder, prefix or tar of them, which is ingested into `output` first.
 
     `prior` is a folder (ours, or SDXL in diffusers' layout); `encoder` and `adaptor` are folders that training wrote or a file
-    in the official layout; none: the prior's own encoder, and no adaptor.
+    in the official layout; none: the prior's own encoder, and no adaptor. `prompt` says what is in the pictures that have no
+    caption file; None: the captioner looks. The quality words of `sampling` follow either.
     """
 
     input: str
@@ -34,7 +36,10 @@ class RestoreConfig:
     upscale: float = 1.0
     longest_px: int = 0
     seed: int = 0
-    pictures: bool = True  # also write <output>/pictures/<name>.png
+    prompt: str | None = None
+    caption_files: bool = True  # <name>.txt beside a picture says what is in it
+    pictures: bool = True  # also write <output>/pictures/<name>.png and the sheet before_after.png
+    shard: ShardLimits = field(default_factory=lambda: ShardLimits(rows=1))  # choice: a picture takes seconds to minutes: commit each
     workers: WorkerOptions = field(default_factory=WorkerOptions)
 
 

@@ -17,6 +17,7 @@ from pipelines.stages.restorer import PictureRestorer, RestoredPicture, Restorer
 SCHEMA = pa.schema(
     [
         ("image_id", pa.string()),
+        ("source_id", pa.string()),
         ("bytes", pa.binary()),
         ("stage1", pa.binary()),
         ("caption", pa.string()),
@@ -34,7 +35,7 @@ class Restoration(TravelsAsFields):
     """Restores the rows of `images`. A picture whose longer side exceeds `longest_px` is shrunk to it first (0: never)."""
 
     name: ClassVar[str] = "restore"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     table: ClassVar[str] = "restorations"
     row_id: ClassVar[str] = "source_id"
     keeps_rejected: ClassVar[bool] = False
@@ -54,7 +55,7 @@ class Restoration(TravelsAsFields):
         assert self.engine is not None, "the networks are loaded by now"
 
     def process(self, rows: dict[str, pa.Table], params: dict[str, Any]) -> Result:
-        """Pictures differ in size, so they go one by one."""
+        """Pictures differ in size, so they go one by one. `params["prompts"]`: what people said of some, by source_id."""
         images = rows["images"]
         settings = json.dumps(result_config(self), sort_keys=True)
         outcomes: list[Outcome] = []
@@ -62,8 +63,10 @@ class Restoration(TravelsAsFields):
         for batch in decoded_batches(images, range(images.num_rows), self.decode_ahead, self.row_id, self._shrunk):
             outcomes += batch.failed
             for row, picture in zip(batch.rows, batch.pictures, strict=True):
-                image_id = images.column("image_id")[row].as_py()
-                found.append(to_row(image_id, self.engine.restore([picture], [image_id], self.upscale)[0], settings))
+                image_id, source_id = (images.column(name)[row].as_py() for name in ("image_id", "source_id"))
+                prompt = params.get("prompts", {}).get(source_id)
+                made = self.engine.restore([picture], [image_id], self.upscale, prompts=[prompt] if prompt else None)[0]
+                found.append(to_row(image_id, source_id, made, settings))
         return Result(pa.Table.from_pylist(found, schema=SCHEMA), outcomes)
 
     def _shrunk(self, rgb_HWC: Any) -> Any:
@@ -74,13 +77,14 @@ class Restoration(TravelsAsFields):
         return rgb_HWC if scale >= 1 else resize(rgb_HWC, max(1, round(height * scale)), max(1, round(width * scale)))
 
 
-def to_row(image_id: str, made: RestoredPicture, settings: str) -> dict[str, Any]:
+def to_row(image_id: str, source_id: str, made: RestoredPicture, settings: str) -> dict[str, Any]:
     """A restored picture as a row: PNG, nothing is lost."""
     from supir_model.images import encode_png
 
     height, width = made.restored_HWC.shape[:2]
     return {
         "image_id": image_id,
+        "source_id": source_id,
         "bytes": encode_png(made.restored_HWC),
         "stage1": encode_png(made.stage1_HWC),
         "caption": made.caption,

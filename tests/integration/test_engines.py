@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,11 +84,13 @@ def run(case: Case, folder: str, rank: int, world: int) -> None:
 def worker(rank: int, world: int, port: int, folder: str, cases: list[Case]) -> None:
     import torch.distributed as dist
 
+    faulthandler.enable()
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=world)
     for case in cases:
         run(case, folder, rank, world)
+    dist.barrier()  # who leaves early takes the store or a connection from those that still work
     dist.destroy_process_group()
 
 

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from infra.dataset import Dataset
-from infra.storage import LocalStore
 from pipelines import restore, score
 from pipelines.runtime.cluster import connection
+from supir_model.presets import get_sampling
 from tests.helpers import ROOT, images_dataset, photographs, shrunk
 
 pytestmark = pytest.mark.integration
@@ -78,19 +78,61 @@ def test_score_measures_and_repeats_nothing(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_restore_takes_a_folder_and_leaves_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = tmp_path / "my photos"
+    folder, output = tmp_path / "my photos", tmp_path / "restored"
     folder.mkdir()
     for path in photographs(2):
         (folder / f"{path.stem} ü.png").write_bytes(shrunk(path, 96))
     (folder / "broken.jpg").write_bytes(b"no picture")
-    command = ["--input", str(folder), "--output", str(tmp_path / "restored"), *FAST]
+    command = ["--input", str(folder), "--output", str(output), *FAST]
     assert restore.main(command) == 0
-    said = capsys.readouterr().out
-    assert "not_an_image 1" in said, "what cannot be read is told, and disturbs nothing"
-    written = sorted(Path(LocalStore(str(tmp_path / "restored" / "pictures")).url).glob("*.png"))
+    said = capsys.readouterr()
+    assert "not restored: broken.jpg: not_an_image: first bytes" in said.err, "what cannot be read is named, and disturbs nothing"
+    written = sorted((output / "pictures").glob("*.png"))
     assert [path.stem for path in written] == sorted(f"{path.stem} ü" for path in photographs(2))
     assert all(max(Image.open(path).size) == 192 for path in written), "the tiny recipe doubles what it is given"
+    assert min(Image.open(output / "before_after.png").size) > 700
+    before = {path: path.stat().st_mtime_ns for path in [*written, output / "before_after.png"]}
     assert restore.main(command) == 0
-    said = capsys.readouterr().out
-    assert "restore: table 'restorations'" in said
-    assert "pictures: 0 written" in said
+    said = capsys.readouterr()
+    assert "restore: table 'restorations'" in said.out
+    assert "(0 rows)" in said.out
+    assert "pictures: 0 written" in said.out
+    assert {path: path.stat().st_mtime_ns for path in before} == before, "what is equal is left alone"
+
+    # words of people: a file beside a picture redoes that picture, --prompt the other, and again nothing
+    first, second = written
+    (folder / f"{first.stem}.txt").write_text("a  person\nin orange")
+    assert restore.main(command) == 0
+    assert "1 pending (1 rows)" in capsys.readouterr().out
+    assert restore.main([*command, "--prompt", "a valley"]) == 0
+    said = capsys.readouterr()
+    assert "1 pending (1 rows)" in said.out
+    assert "pictures: 1 written" in said.out
+    dataset = Dataset(str(output))
+    snapshot = dataset.snapshot("restorations")
+    rows = {row["caption"]: row for ref in snapshot.shards.values() for row in dataset.read(ref).to_pylist()}
+    assert set(rows) == {"a person in orange", "a valley"}
+    assert rows["a valley"]["prompt"].startswith("a valley" + get_sampling("tiny").prompts.positive[:20])
+    assert (first.read_bytes(), second.read_bytes()) == (rows["a person in orange"]["bytes"], rows["a valley"]["bytes"])
+    assert restore.main([*command, "--set", "prompt=a valley", "--set", "caption_files=false"]) == 0
+    assert "1 pending (1 rows)" in capsys.readouterr().out, "the file is not asked, so the prompt is for both"
+
+
+def test_restore_takes_one_picture_and_teaches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "one.png").write_bytes(shrunk(photographs(1)[0], 96))
+    (tmp_path / "other.png").write_bytes(b"is not looked at")
+    (tmp_path / "empty").mkdir()
+    out = ["--output", str(tmp_path / "out")]
+    assert restore.main(["--input", str(tmp_path / "one.png"), *out, *FAST]) == 0
+    assert [path.name for path in (tmp_path / "out" / "pictures").iterdir()] == ["one.png"]
+    capsys.readouterr()
+    prior = ROOT / "priors" / "tiny"
+    for place, flags, message in (
+        ("empty", FAST, "holds no file with the suffix of an image"),
+        ("gone.png", FAST, "gone.png does not exist"),
+        ("one.png", [*FAST, "--set", "prior=nowhere"], "no weights at 'nowhere'"),
+        ("one.png", [*FAST, "--set", f"adaptor={prior}"], "it holds neither diffusion_pytorch_model.safetensors"),
+        ("one.png", [*FAST, "--set", "upscale=4000"], "No tile size fits"),
+    ):
+        assert restore.main(["--input", str(tmp_path / place), "--output", str(tmp_path / "out2"), *flags]) == 2
+        assert message in capsys.readouterr().err

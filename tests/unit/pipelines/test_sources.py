@@ -70,8 +70,8 @@ def test_links_and_pipes(tmp_path: Path) -> None:
 
 
 def test_an_address_that_is_missing_or_a_file_is_told(tmp_path: Path) -> None:
-    put(tmp_path, "file.jpg")
-    for url in (tmp_path / "gone", tmp_path / "file.jpg"):
+    put(tmp_path, "file.pdf")
+    for url in (tmp_path / "gone", tmp_path / "file.pdf"):
         with pytest.raises(StorageError, match=r"folder"):
             positions(url)
 
