@@ -20,10 +20,10 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from supir_model.parts import StoredAdaptor, StoredEncoder
 from supir_model.pipeline_arguments import Generators, Images, Output, one_each, pictures_of, seeds_of, to_output
-from supir_model.preprocess import plan_sizes, to_network
+from supir_model.preprocess import Sizes, plan_sizes, to_network
 from supir_model.presets import SamplingPreset, get_sampling
 from supir_model.prior import Components
-from supir_model.restore import restore
+from supir_model.restore import restore, tiles
 from supir_model.schedule import sdxl_schedule
 from supir_model.text import freeze
 from supir_model.weights import Restorer, load_restorer
@@ -148,6 +148,7 @@ class SupirPipeline(_DiffusionPipeline):  # type: ignore[misc]
         restoration_scale: float | None = None,
         generator: Generators = None,
         preset: str | SamplingPreset | None = None,
+        tile_prompts: Sequence[str] | None = None,
         quality_words: bool = True,
         output_type: Output = "pil",
         return_dict: bool = True,
@@ -160,6 +161,7 @@ class SupirPipeline(_DiffusionPipeline):  # type: ignore[misc]
         `image`: a path, a PIL image, uint8 pixels [H, W, 3], floats in [0, 1] [3, H, W]; a list of those, or a batch.
         `prompt`: what is in the image, one for all or one each; unless `quality_words` is False the preset's words follow it.
         `negative_prompt`: None for the preset's.
+        `tile_prompts`: for one image, instead of `prompt`, what is in each of its tiles, in the order of `tiles`.
         `preset`: a name or whole settings; None for the pipeline's own. Arguments that are None are as it says:
         `num_inference_steps`; `guidance_scale`, the weight g of u + g (c - u), and `control_scale` of the adaptor, constant or (at the
         first noise level, at the end); `restoration_scale`, tau_r of Algorithm 1: the smaller, the stronger the pull to the input; 0 or
@@ -175,7 +177,13 @@ class SupirPipeline(_DiffusionPipeline):  # type: ignore[misc]
             raise ValueError(f"callback_on_step_end_tensor_inputs names {sorted(unknown)}; known: {self._callback_tensor_inputs}")
         pictures = pictures_of(image)
         prompts = one_each(prompt, len(pictures), "prompt")
-        texts = [settings.prompts.around(text) if quality_words else text for text in prompts]
+        if tile_prompts is not None and len(pictures) != 1:
+            raise ValueError(f"tile_prompts are those of one image, and {len(pictures)} came: call the pipeline once an image")
+
+        def whole(texts: Sequence[str]) -> list[str]:
+            return [settings.prompts.around(text) if quality_words else text for text in texts]
+
+        texts, of_tiles = whole(prompts), None if tile_prompts is None else whole(tile_prompts)
         negatives = one_each(settings.prompts.negative if negative_prompt is None else negative_prompt, len(pictures), "negative_prompt")
         seeds = seeds_of(generator, len(pictures))
         self._num_timesteps = settings.steps
@@ -187,10 +195,20 @@ class SupirPipeline(_DiffusionPipeline):  # type: ignore[misc]
                 return self._step_ended(callback_on_step_end, step, sigma, z_BCHW)
 
             for rgb_HWC, text, negative, seed in zip(pictures, texts, negatives, seeds, strict=True):
-                found.append(self._restore(rgb_HWC, text, negative, seed, settings, upscale, output_type, on_step))
+                found.append(self._restore(rgb_HWC, text, of_tiles, negative, seed, settings, upscale, output_type, on_step))
         self.maybe_free_model_hooks()
         output = SupirPipelineOutput(images=[result for result, _ in found], stage1=[first for _, first in found])
         return output if return_dict else (output.images, output.stage1)
+
+    def tiles(
+        self, image: Images, *, upscale: float = 1.0, preset: str | SamplingPreset | None = None
+    ) -> tuple[tuple[int, int], list[tuple[int, int, int, int]]]:
+        """(width, height) at which one image is worked, and the boxes (left, upper, right, lower) of its tiles in that size."""
+        settings = self._settings(preset, None, None, None, None)
+        [rgb_HWC] = pictures_of(image)
+        sizes = _sizes(rgb_HWC, settings, upscale)
+        places = tiles(self.restorer, settings, sizes.net_height, sizes.net_width)
+        return (sizes.net_width, sizes.net_height), [(p.left, p.top, p.left + p.width, p.top + p.height) for p in places]
 
     @property
     def num_timesteps(self) -> int:
@@ -201,6 +219,7 @@ class SupirPipeline(_DiffusionPipeline):  # type: ignore[misc]
         self,
         rgb_HWC: Any,
         text: str,
+        of_tiles: list[str] | None,
         negative: str,
         seed: int,
         settings: SamplingPreset,
@@ -208,9 +227,11 @@ class SupirPipeline(_DiffusionPipeline):  # type: ignore[misc]
         output_type: Output,
         on_step: Callable[[int, float, Tensor], Tensor],
     ) -> tuple[Any, Any]:
-        height, width = rgb_HWC.shape[:2]
-        sizes = plan_sizes(height, width, upscale=upscale, min_size_px=settings.min_size_px, multiple_px=settings.multiple_px)
-        made = restore(self.restorer, to_network(rgb_HWC, sizes), [text], [negative], settings, [seed], on_step=on_step)
+        sizes = _sizes(rgb_HWC, settings, upscale)
+        tile_prompts = None if of_tiles is None else [of_tiles]
+        made = restore(
+            self.restorer, to_network(rgb_HWC, sizes), [text], [negative], settings, [seed], tile_prompts=tile_prompts, on_step=on_step
+        )
         if output_type == "latent":
             return made.z_BCHW[0], made.z_lq_BCHW[0]
         return to_output(made.x_BCHW, sizes, output_type), to_output(made.x_stage1_BCHW, sizes, output_type)
@@ -256,3 +277,8 @@ class SupirPipeline(_DiffusionPipeline):  # type: ignore[misc]
             raise ValueError(
                 f"the prior predicts {self.scheduler.config.prediction_type!r}, expected 'epsilon': SUPIR was trained on SDXL base"
             )
+
+
+def _sizes(rgb_HWC: Any, settings: SamplingPreset, upscale: float) -> Sizes:
+    height, width = rgb_HWC.shape[:2]
+    return plan_sizes(height, width, upscale=upscale, min_size_px=settings.min_size_px, multiple_px=settings.multiple_px)

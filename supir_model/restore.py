@@ -56,13 +56,15 @@ def restore(
     settings: SamplingPreset,
     seeds: Sequence[int],
     *,
+    tile_prompts: Sequence[Sequence[str]] | None = None,
     first: Stage1 | None = None,
     images_at_once: int | None = None,
     on_step: OnStep | None = None,
 ) -> Restored:
     """Restore pictures of one size, in [-1, 1], with a prompt, a negative prompt and a seed each.
 
-    `prompts` are whole texts: see `Prompts.around`. `first` is what `stage1` gave for these very pictures, None to compute it.
+    `prompts` are whole texts: see `Prompts.around`. `tile_prompts` are others for the tiles of each picture, in the order of
+    `tiles`; None: every tile has its picture's prompt. `first` is what `stage1` gave for these very pictures, None to compute it.
     `on_step` sees the latents of the pictures that go together after each step, and says what to go on with.
 
     The result of a picture depends on its own row alone: bit for bit on the CPU, where pictures go one by one unless
@@ -70,14 +72,17 @@ def restore(
     kernels chosen by batch size may change last bits.
     """
     _check(restorer, x_lq_BCHW, prompts, negative_prompts, seeds)
+    texts_of = [list(texts) for texts in tile_prompts] if tile_prompts is not None else [[prompt] for prompt in prompts]
+    if tile_prompts is not None:
+        _check_tile_prompts(texts_of, tiles(restorer, settings, *x_lq_BCHW.shape[-2:]), len(seeds))
     windows = [
-        max(pair)
-        for pair in zip(*(windows_wanted(restorer.components, texts, settings.long_prompts) for texts in (prompts, negative_prompts)))
+        max(windows_wanted(restorer.components, [*texts, negative], settings.long_prompts))
+        for texts, negative in zip(texts_of, negative_prompts, strict=True)
     ]
     parts = []
     for rows in _together(restorer, windows, images_at_once):
         made = Stage1(*(part[rows] for part in first)) if first else _stage1(restorer, x_lq_BCHW[rows], settings)
-        texts = list(prompts[rows]), list(negative_prompts[rows])
+        texts = [list(texts) for texts in zip(*texts_of[rows], strict=True)], list(negative_prompts[rows])
         parts.append(_restore_together(restorer, made, *texts, settings, list(seeds[rows]), windows[rows.start], on_step))
     return parts[0] if len(parts) == 1 else Restored(**{name: torch.cat([getattr(p, name) for p in parts]) for name in FIELDS})
 
@@ -90,6 +95,22 @@ def stage1(restorer: Restorer, x_lq_BCHW: Tensor, settings: SamplingPreset) -> S
     """
     parts = [_stage1(restorer, x_lq_BCHW[rows], settings) for rows in _together(restorer, [1] * len(x_lq_BCHW), None)]
     return parts[0] if len(parts) == 1 else Stage1(*(torch.cat(part) for part in zip(*parts)))
+
+
+def tiles(restorer: Restorer, settings: SamplingPreset, height: int, width: int) -> list[Window]:
+    """The windows in which a picture of `height` x `width` pixels, as the network works at it, is sampled; one where nothing tiles.
+
+    In pixels of that picture, row by row from the upper left corner.
+    """
+    factor = restorer.vae_factor
+    return [Window(*(factor * side for side in window)) for window in _windows(restorer, settings, height // factor, width // factor)]
+
+
+def _windows(restorer: Restorer, settings: SamplingPreset, height: int, width: int) -> list[Window]:
+    if not settings.tile_px:
+        return [Window(0, 0, height, width)]
+    tile, stride = (px // restorer.vae_factor for px in (settings.tile_px, settings.tile_stride_px))
+    return windows(height, width, tile=tile, stride=stride)
 
 
 def _together(restorer: Restorer, windows: Sequence[int], images_at_once: int | None) -> Iterator[slice]:
@@ -113,7 +134,7 @@ def _stage1(restorer: Restorer, x_lq_BCHW: Tensor, settings: SamplingPreset) -> 
 def _restore_together(
     restorer: Restorer,
     first: Stage1,
-    prompts: list[str],
+    prompts: list[list[str]],
     negatives: list[str],
     settings: SamplingPreset,
     seeds: list[int],
@@ -125,8 +146,8 @@ def _restore_together(
     draw = PerImageNoise(seeds, z_lq_BCHW.shape[1:], restorer.device)
     tile_px, tiling = settings.vae_tile_px, settings.vae_tiling
     z_center_BCHW = encode_sample(vae, x_stage1_BCHW.to(vae.dtype), draw(), tile_px=tile_px, tiling=tiling).float()
-    positive, negative = (_conditions(restorer, texts, z_lq_BCHW, settings, windows) for texts in (prompts, negatives))
-    denoise = _denoise(restorer, positive, negative, settings)
+    *positives, negative = (_conditions(restorer, texts, z_lq_BCHW, settings, windows) for texts in (*prompts, negatives))
+    denoise = _denoise(restorer, positives, negative, settings)
     z_BCHW = _sample(denoise, draw, z_center_BCHW, settings, on_step)
     x_BCHW = decode(summon(vae), z_BCHW.to(vae.dtype), tile_px=tile_px, tiling=tiling).float()
     x_BCHW = fix_colour(settings.colour_fix, x_BCHW, x_stage1_BCHW)
@@ -154,18 +175,17 @@ def _sample(denoise: Denoise, draw: PerImageNoise, z_center_BCHW: Tensor, settin
     )
 
 
-def _denoise(restorer: Restorer, positive: Conditions, negative: Conditions, settings: SamplingPreset) -> Denoise:
+def _denoise(restorer: Restorer, positives: Sequence[Conditions], negative: Conditions, settings: SamplingPreset) -> Denoise:
+    """`positives`: one for all windows, or one each."""
     denoiser = Denoiser(eps=_noise_predictor(restorer), schedule=sdxl_schedule())
     weight = Ramp(start=settings.guidance_start, end=settings.guidance_end)
+    places = _windows(restorer, settings, *negative.z_lq_BCHW.shape[-2:])
+    positive_at = dict(zip(places, positives if len(positives) > 1 else [*positives] * len(places), strict=True))
 
     def denoiser_for(place: Window) -> Denoise:
-        return guided(denoiser, positive=positive.crop(*place), negative=negative.crop(*place), weight=weight)
+        return guided(denoiser, positive=positive_at[place].crop(*place), negative=negative.crop(*place), weight=weight)
 
-    height, width = positive.z_lq_BCHW.shape[-2:]
-    if not settings.tile_px:
-        return denoiser_for(Window(0, 0, height, width))
-    tile, stride = (px // restorer.vae_factor for px in (settings.tile_px, settings.tile_stride_px))
-    return tiled(denoiser_for, windows(height, width, tile=tile, stride=stride))
+    return tiled(denoiser_for, places) if settings.tile_px else denoiser_for(places[0])
 
 
 def _noise_predictor(restorer: Restorer) -> NoisePredictor:
@@ -216,4 +236,13 @@ def _check(
         raise ValueError(
             f"pictures of {sides[0]} x {sides[1]} pixels: both sides must be multiples of {restorer.vae_factor}; "
             "plan_sizes in supir_model.preprocess chooses such a size"
+        )
+
+
+def _check_tile_prompts(texts_of: Sequence[Sequence[str]], places: Sequence[Window], pictures: int) -> None:
+    counts = [len(texts) for texts in texts_of]
+    if counts != [len(places)] * pictures:
+        raise ValueError(
+            f"tile_prompts has {counts} prompts for {pictures} pictures of {len(places)} tiles each: give every tile of every picture one, "
+            "in the order of supir_model.restore.tiles; tile_px and tile_stride_px of the settings decide the tiles"
         )

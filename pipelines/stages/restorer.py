@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pipelines.stages.captions import seed_of
 from pipelines.stages.facts import FactsSettings
 from pipelines.stages.llava import LlavaSettings
-from pipelines.stages.weights import ROOT
+from pipelines.stages.weights import ROOT, looked_from
 from supir_model.presets import SamplingPreset
 
 
@@ -133,7 +133,7 @@ def _readable(place: str) -> Path:
     for path in (Path(place).expanduser(), ROOT / place):
         if path.exists():
             return path.resolve()
-    raise ValueError(f"no weights at {place!r} (looked from {Path.cwd()} and from {ROOT}): pass a folder, or a file in the official layout")
+    raise ValueError(f"no weights at {place!r} ({looked_from()}): pass a folder, or a file in the official layout")
 
 
 def _hash(place: str) -> str:

@@ -16,8 +16,12 @@ def local_folder(address: str) -> str:
     for path in (Path(address).expanduser(), ROOT / address):
         if path.is_dir():
             return str(path.resolve())
-    raise ValueError(f"no folder of weights at {address!r} (looked from {Path.cwd()} and from {ROOT}): pass the path of a folder "
-                     "that every worker can read")
+    raise ValueError(f"no folder of weights at {address!r} ({looked_from()}): pass the path of a folder that every worker can read")
+
+
+def looked_from() -> str:
+    """Where relative paths were looked for, in words."""
+    return "looked from " + " and from ".join(dict.fromkeys([str(Path.cwd()), str(ROOT)]))
 
 
 def is_local(address: str) -> bool:

@@ -71,6 +71,22 @@ def test_an_image_does_not_depend_on_its_company(pipeline: SupirPipeline) -> Non
         assert torch.equal(run(pipeline, image, prompt=text, generator=seed)[0], found)
 
 
+def test_tiles_have_prompts(pipeline: SupirPipeline, restorer: Restorer) -> None:
+    settings = dataclasses.replace(FAST, tile_px=32, tile_stride_px=16, multiple_px=16)
+    (width, height), boxes = pipeline.tiles(picture(), upscale=2, preset=settings)
+    assert (width, height) == (64, 80)
+    assert boxes[:2] == [(0, 0, 32, 32), (16, 0, 48, 32)]
+    assert boxes[-1] == (32, 48, 64, 80)
+    texts = [f"part {i}" for i in range(len(boxes))]
+    found = run(pipeline, picture(), upscale=2, preset=settings, tile_prompts=texts, output_type="latent")[0]
+    x = to_network(picture(), plan_sizes(40, 32, upscale=2, min_size_px=32, multiple_px=16))
+    whole = [[settings.prompts.around(text) for text in texts]]
+    wanted = restore(restorer, x, [""], [settings.prompts.negative], settings, [7], tile_prompts=whole)
+    assert torch.equal(found, wanted.z_BCHW[0])
+    with pytest.raises(ValueError, match="tile_prompts are those of one image, and 2 came"):
+        run(pipeline, [picture(), picture()], tile_prompts=texts)
+
+
 def test_forms_of_an_image(pipeline: SupirPipeline, tmp_path: Path) -> None:
     rgb_HWC = picture()
     Image.fromarray(rgb_HWC).save(tmp_path / "photo.png")

@@ -15,7 +15,7 @@ from supir_model import colour
 from supir_model.encoder import copy_encoder, decode, encode_mode, encode_sample
 from supir_model.preprocess import Sizes, from_network, plan_sizes, to_network
 from supir_model.presets import NetworkPreset, SamplingPreset, get_sampling
-from supir_model.restore import Restored, restore, stage1
+from supir_model.restore import Restored, restore, stage1, tiles
 from supir_model.tiled_vae import tiled_decoder, tiled_encoder
 from supir_model.weights import Restorer, load_restorer
 from tests.unit.supir_model.conftest import build
@@ -128,6 +128,23 @@ def test_without_an_adaptor_the_prior_works_alone(restorer: Restorer) -> None:
     bare = dataclasses.replace(restorer, adaptor=None)
     off = dataclasses.replace(FAST, control_scale_start=0.0, control_scale_end=0.0)
     assert torch.equal(run(bare, pictures(1), [0]).x_BCHW, run(restorer, pictures(1), [0], off).x_BCHW)
+
+
+def test_every_tile_may_have_its_own_prompt(restorer: Restorer) -> None:
+    settings = dataclasses.replace(FAST, steps=1, tile_px=32, tile_stride_px=16)
+    x = pictures(2)
+    places = tiles(restorer, settings, *x.shape[-2:])
+    assert places == [(0, 0, 32, 32), (16, 0, 32, 32)]
+    common = (restorer, x, ["a"] * 2, ["blurry"] * 2, settings, [1, 2])
+    base = restore(*common).z_BCHW
+    assert torch.equal(base, restore(*common, tile_prompts=[["a", "a"]] * 2).z_BCHW)
+    mixed = restore(*common, tile_prompts=[["a", "a"], ["a", "a wall"]]).z_BCHW
+    assert torch.equal(mixed[0], base[0]), "the other picture's tiles are its own"
+    assert torch.equal(mixed[1, :, :4], base[1, :, :4]), "rows that the second tile does not reach"
+    assert not torch.equal(mixed[1, :, 4:], base[1, :, 4:])
+    with pytest.raises(ValueError, match=r"tile_prompts has \[2, 1\] prompts for 2 pictures of 2 tiles each"):
+        restore(*common, tile_prompts=[["a", "a"], ["a"]])
+    assert tiles(restorer, FAST, 48, 32) == [(0, 0, 48, 32)]
 
 
 def test_bad_requests_are_refused(restorer: Restorer) -> None:
