@@ -21,7 +21,8 @@ from pipelines.stages.selection import DUPLICATE_EXACT, DUPLICATE_NEAR, Selectio
 
 HASH_BITS = 64
 BLOCK_ROWS = 1024  # choice: 1024 x n comparisons at a time stay in the cache
-COLUMNS = ["image_id", "source_id", "width", "height", "short_side", "sharpness", "flatness", "phash"]
+RANKED_BY = "sharpness"  # of two copies of one size the sharper wins
+COLUMNS = ["image_id", "source_id", "width", "height", "short_side", "phash"]
 SIGNIFICANT_DIGITS = 3  # choice: a few more photographs do not move a threshold, so what was selected stays selected
 
 
@@ -34,8 +35,7 @@ class Rows:
     shard: NDArray[Any]  # index into `shards`
     pixels: NDArray[Any]
     short_side: NDArray[Any]
-    sharpness: NDArray[Any]
-    flatness: NDArray[Any]
+    measures: dict[str, NDArray[Any]]  # RANKED_BY and what the rule judges by; NaN where it was not measured
     phash: NDArray[Any]  # uint64
     shards: list[str]
 
@@ -47,41 +47,40 @@ class Rows:
 class CorpusFacts:
     """Resolved thresholds, and for each shard its losers: source_id -> [reason, the winner's id]."""
 
-    sharpness_min: float
-    flatness_max: float
+    limits: dict[str, float]  # of a measure
     taken_down: dict[str, list[str]] = field(default_factory=dict)
     duplicates: dict[str, dict[str, list[str]]] = field(default_factory=dict)
 
     def params(self, shard: str) -> dict[str, Any]:
         """What the selection of one shard depends on."""
-        return {"sharpness_min": self.sharpness_min, "flatness_max": self.flatness_max, "taken_down": self.taken_down.get(shard, []),
-                "duplicates": self.duplicates.get(shard, {})}
+        return {"limits": self.limits, "taken_down": self.taken_down.get(shard, []), "duplicates": self.duplicates.get(shard, {})}
 
 
 def corpus_facts(dataset: Dataset, scores: Snapshot, rule: SelectionRule) -> CorpusFacts:
     """Read the scores and decide."""
-    return facts_of(load_rows(dataset, scores), rule, dataset.takedowns())
+    return facts_of(load_rows(dataset, scores, rule), rule, dataset.takedowns())
 
 
 def facts_of(rows: Rows, rule: SelectionRule, takedowns: frozenset[str] = frozenset()) -> CorpusFacts:
     """The facts of these rows under a rule."""
     gone = _among(rows, takedowns)
     large = ~gone & (rows.short_side >= rule.min_short_side)
-    sharpness_min = threshold(rows.sharpness[large], rule.sharpness)
-    flatness_max = threshold(rows.flatness[large], rule.flatness)
-    contenders = np.flatnonzero(large & (rows.sharpness >= sharpness_min) & (rows.flatness <= flatness_max))
+    limits = {one.measure: threshold(rows.measures[one.measure][large], one.threshold) for one in rule.limits()}
+    failing = [one.fails(rows.measures[one.measure], limits[one.measure]) for one in rule.limits()]
+    contenders = np.flatnonzero(large & ~np.any(failing, axis=0) if failing else large)
     duplicates: dict[str, dict[str, list[str]]] = defaultdict(dict)
     for row, reason, winner in _losers(rows, contenders, rule.near_radius):
         duplicates[rows.shards[rows.shard[row]]][_hex(rows.source_id[row], 16)] = [reason, winner]
     taken_down: dict[str, list[str]] = defaultdict(list)
     for shard, source in zip(rows.shard[gone].tolist(), rows.source_id[gone].tolist()):
         taken_down[rows.shards[shard]].append(_hex(source, 16))
-    return CorpusFacts(sharpness_min=sharpness_min, flatness_max=flatness_max, duplicates=dict(duplicates),
+    return CorpusFacts(limits=limits, duplicates=dict(duplicates),
                        taken_down={shard: sorted(ids) for shard, ids in taken_down.items()})
 
 
 def threshold(values: NDArray[Any], wanted: Threshold) -> float:
-    """The percentile of the values, held between two absolute bounds."""
+    """The percentile of the values, held between two absolute bounds. NaN does not count."""
+    values = values[~np.isnan(values)]
     if len(values) == 0:
         return wanted.at_least
     found = float(f"{np.percentile(values, wanted.percentile):.{SIGNIFICANT_DIGITS}g}")
@@ -110,8 +109,8 @@ def _losers(rows: Rows, contenders: NDArray[Any], near_radius: int) -> Iterator[
 
 def rank(rows: Rows, which: NDArray[Any]) -> NDArray[Any]:
     """Positions in `which`, the best row first."""
-    keys = (rows.source_id[which], rows.image_id[which], -rows.sharpness[which], -rows.pixels[which])  # the last key decides first
-    return np.lexsort(keys)
+    keys = (rows.source_id[which], rows.image_id[which], -rows.measures[RANKED_BY][which], -rows.pixels[which])
+    return np.lexsort(keys)  # the last key decides first
 
 
 def near_losers(hashes: NDArray[Any], radius: int) -> Iterator[tuple[int, int]]:
@@ -161,11 +160,13 @@ def _pairs_within(unique: NDArray[Any], members: NDArray[Any], radius: int) -> I
 
 # reading
 
-def load_rows(dataset: Dataset, scores: Snapshot) -> Rows:
+def load_rows(dataset: Dataset, scores: Snapshot, rule: SelectionRule) -> Rows:
     """Read the columns that are needed of every shard."""
-    tables = [dataset.read(ref, COLUMNS) for ref in scores.shards.values()]
+    measures = sorted({RANKED_BY, *(one.measure for one in rule.limits())})
+    columns = [*COLUMNS, *measures]
+    tables = [dataset.read(ref, columns) for ref in scores.shards.values()]
     sizes = [table.num_rows for table in tables]
-    whole = pa.concat_tables(tables) if tables else pa.table({name: [] for name in COLUMNS})
+    whole = pa.concat_tables(tables) if tables else pa.table({name: [] for name in columns})
 
     def numbers(name: str) -> NDArray[Any]:
         return np.asarray(whole[name].to_numpy())
@@ -173,7 +174,8 @@ def load_rows(dataset: Dataset, scores: Snapshot) -> Rows:
     return Rows(
         image_id=_digests(whole["image_id"], 32), source_id=_digests(whole["source_id"], 16), shard=np.repeat(np.arange(len(sizes)), sizes),
         pixels=numbers("width").astype(np.int64) * numbers("height").astype(np.int64), short_side=numbers("short_side"),
-        sharpness=numbers("sharpness"), flatness=numbers("flatness"), phash=_digests(whole["phash"], 8).view(">u8").astype(np.uint64),
+        measures={name: numbers(name).astype(np.float64) for name in measures},
+        phash=_digests(whole["phash"], 8).view(">u8").astype(np.uint64),
         shards=list(scores.shards))
 
 

@@ -23,7 +23,7 @@ from pipelines.recipes.curate import RECIPES, CurateConfig
 from pipelines.runtime.cluster import shared_cluster
 from pipelines.runtime.job import run_stage
 from pipelines.stages.scores import Scores
-from pipelines.stages.selection import Selection
+from pipelines.stages.selection import MIN, Selection
 
 
 def main(argv: list[str]) -> int:
@@ -50,8 +50,8 @@ def select(config: CurateConfig, dataset: Dataset, scores: Snapshot, options: Ru
     from pipelines.corpus_facts import corpus_facts  # late: `--help` does not need numpy
 
     facts = corpus_facts(dataset, scores, config.rule)
-    print(f"corpus: {scores.rows} scores; too_blurred below {facts.sharpness_min:.4g}, too_flat above {facts.flatness_max:.4g}, "
-          f"{sum(map(len, facts.duplicates.values()))} duplicates", flush=True)
+    told = [f"{one.reason} {'below' if one.side == MIN else 'above'} {facts.limits[one.measure]:.4g}" for one in config.rule.limits()]
+    print(f"corpus: {scores.rows} scores; {', '.join(told)}; {sum(map(len, facts.duplicates.values()))} duplicates", flush=True)
     run_stage(Selection(rule=config.rule), source=dataset, inputs={"scores": scores}, output=dataset, options=options,
               workers=config.workers, params_for_shard=facts.params)
 

@@ -1,12 +1,13 @@
 """scores -> selections: a rule applied to what was measured and to what the whole corpus told. Cheap, and done again when either changes.
 
-The first reason that holds is given, in this order: `taken_down`, `too_small`, `too_flat`, `too_blurred`, `duplicate_exact`,
-`duplicate_near`. `value` is what was measured, or for a duplicate the winner (exact: its source_id; near: its image_id).
+The first reason that holds is given: `taken_down`, `too_small`, then the limits in the order in which SelectionRule names them, then
+`duplicate_exact`, `duplicate_near`. `value` is what was measured and the limit, or for a duplicate the winner (exact: its source_id;
+near: its image_id).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import pyarrow as pa
@@ -19,6 +20,7 @@ SCHEMA = pa.schema([("image_id", pa.string()), ("source_id", pa.string()), ("acc
 DUPLICATE_EXACT = "duplicate_exact"
 DUPLICATE_NEAR = "duplicate_near"
 TAKEN_DOWN = "taken_down"
+MIN, MAX = "min", "max"
 Row = dict[str, Any]
 
 
@@ -36,14 +38,51 @@ class Threshold:
                              "percentile of 0 to 100, and at_least no larger than at_most")
 
 
+def fixed(value: float) -> Threshold:
+    """A threshold that stands, whatever the corpus is."""
+    return Threshold(percentile=50, at_least=value, at_most=value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limit:
+    """One measure of the rule. `side` MIN: what lies below the threshold is rejected for `reason`; MAX: what lies above."""
+
+    measure: str
+    side: str
+    reason: str
+    threshold: Threshold
+    model: str  # of stages/models.py that must be configured for the measure to exist; empty for none
+
+    def fails(self, value: Any, bound: float) -> Any:
+        """Of a number, or element by element of an array. What was not measured (None, NaN) does not fail."""
+        if value is None:
+            return False
+        return value < bound if self.side == MIN else value > bound
+
+    def told(self, value: float, bound: float) -> str:
+        """What was measured, and the limit, for a person."""
+        return f"{value:.3g} {'<' if self.side == MIN else '>'} {bound:.3g}"
+
+
+def judged(side: str, reason: str, *, model: str = "") -> dict[str, str]:
+    """The metadata of a field of SelectionRule that limits the measure of its name."""
+    return {"side": side, "reason": reason, "model": model}
+
+
 @dataclass(frozen=True, kw_only=True)
 class SelectionRule:
-    """What an accepted picture is. Lengths in pixels, `near_radius` in bits of 64; the measures are those of stages/measures.py."""
+    """What an accepted picture is. Lengths in pixels, `near_radius` in bits of 64. A field that is `judged` limits the column of
+    its name in `scores` (docs/data.md), None does not; to judge by another column, add one line at the place of its reason in the order."""
 
     min_short_side: int
-    sharpness: Threshold  # below: too_blurred
-    flatness: Threshold  # above: too_flat
     near_radius: int
+    flatness: Threshold | None = field(default=None, metadata=judged(MAX, "too_flat"))
+    sharpness: Threshold | None = field(default=None, metadata=judged(MIN, "too_blurred"))
+
+    def limits(self) -> list[Limit]:
+        """What this rule judges by, in the order of the reasons."""
+        return [Limit(measure=one.name, threshold=getattr(self, one.name), **one.metadata) for one in fields(self)
+                if one.metadata and getattr(self, one.name) is not None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +91,7 @@ class Selection:
 
     rule: SelectionRule
     name: str = "selection"
-    version: int = 1
+    version: int = 2
     table: str = "selections"
     row_id: str = "source_id"
     keeps_rejected: bool = field(default=True)
@@ -67,15 +106,16 @@ class Selection:
         return Result(pa.Table.from_pylist(decided, schema=SCHEMA), outcomes)
 
     def _decide(self, row: Row, params: dict[str, Any]) -> Row:
-        reason, value = "", ""
-        if row["source_id"] in params["taken_down"]:
-            reason = TAKEN_DOWN
-        elif row["short_side"] < self.rule.min_short_side:
-            reason, value = "too_small", f"{row['width']} x {row['height']} px"
-        elif row["flatness"] > params["flatness_max"]:
-            reason, value = "too_flat", f"{row['flatness']:.3g} > {params['flatness_max']:.3g}"
-        elif row["sharpness"] < params["sharpness_min"]:
-            reason, value = "too_blurred", f"{row['sharpness']:.3g} < {params['sharpness_min']:.3g}"
-        elif row["source_id"] in params["duplicates"]:
-            reason, value = params["duplicates"][row["source_id"]]
+        reason, value = self._reason(row, params)
         return {"image_id": row["image_id"], "source_id": row["source_id"], "accepted": not reason, "reason": reason, "value": value}
+
+    def _reason(self, row: Row, params: dict[str, Any]) -> tuple[str, str]:
+        if row["source_id"] in params["taken_down"]:
+            return TAKEN_DOWN, ""
+        if row["short_side"] < self.rule.min_short_side:
+            return "too_small", f"{row['width']} x {row['height']} px"
+        for one in self.rule.limits():
+            if one.fails(row[one.measure], bound := params["limits"][one.measure]):
+                return one.reason, one.told(row[one.measure], bound)
+        reason, value = params["duplicates"].get(row["source_id"], ("", ""))
+        return reason, value

@@ -74,7 +74,7 @@ def test_a_takedown_of_an_image_reaches_every_source_of_it(tmp_path: Path) -> No
 
 def test_an_empty_corpus_has_facts(tmp_path: Path) -> None:
     found = facts(tmp_path, [], [])
-    assert (found.sharpness_min, found.flatness_max, found.duplicates) == (10, 0.5, {})
+    assert (found.limits, found.duplicates) == ({"sharpness": 10, "flatness": 0.5}, {})
 
 
 def test_ids_that_end_in_zero_bytes_are_whole(tmp_path: Path) -> None:

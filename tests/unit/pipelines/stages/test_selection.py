@@ -5,7 +5,7 @@ from __future__ import annotations
 from pipelines.stages.selection import SCHEMA, Selection
 from tests.unit.pipelines.score_rows import RULE, row, source_id, table
 
-PARAMS = {"sharpness_min": 10.0, "flatness_max": 0.5, "taken_down": [source_id("gone")],
+PARAMS = {"limits": {"sharpness": 10.0, "flatness": 0.5}, "taken_down": [source_id("gone")],
           "duplicates": {source_id("copy"): ["duplicate_exact", "w"], source_id("blurred copy"): ["duplicate_near", "w"]}}
 
 
