@@ -1,11 +1,16 @@
 #!/usr/bin/env python3
-"""Show a workspace as one self-contained HTML page: ledger, captions, negatives, curves, comparisons, commands, credits.
+"""Show a workspace, or one dataset, as a self-contained HTML page.
 
-python pipelines/report.py --input demo-output --output demo-output/index.html
+    python pipelines/report.py --input demo-output --output demo-output/index.html
+    python pipelines/report.py --recipe dataset --input s3://corpus/v1 --output corpus.html
+
+A workspace: ledger, captions, negatives, curves, comparisons, commands, credits. A dataset: flow, distributions with their thresholds and
+the pictures beside them, contact sheets by reason, duplicates, captions, licences, cost; and corpus.croissant.json, its card.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -14,15 +19,15 @@ if __package__ in (None, ""):  # run as a script: the import root is the reposit
 
 from infra.config import ConfigError, RunOptions, run_entry
 from infra.storage import StorageError
-from pipelines.recipes.report import RECIPES, ReportConfig
+from pipelines.recipes.report import RECIPES, DatasetReportConfig, ReportConfig
 
 
 def main(argv: list[str]) -> int:
     """The command line."""
-    return run_entry(argv, prog="pipelines/report.py", summary="a workspace -> one HTML page", recipes=RECIPES, main=run)
+    return run_entry(argv, prog="pipelines/report.py", summary="a workspace or a dataset -> one HTML page", recipes=RECIPES, main=run)
 
 
-def run(config: ReportConfig, options: RunOptions) -> int:
+def run(config: ReportConfig | DatasetReportConfig, options: RunOptions) -> int:
     """Collect, build, write."""
     if "://" in config.output:
         raise ConfigError(f"output {config.output!r}: the page is written to a local path")
@@ -32,8 +37,17 @@ def run(config: ReportConfig, options: RunOptions) -> int:
         return 0
     from pipelines.page.build import build  # late: reading datasets and pictures
     from pipelines.page.collect import collect
+    from pipelines.page.dataset import card
+    from pipelines.page.dataset.collect import collect as collect_dataset
 
-    text = build(collect(config, options.tracking))
+    if isinstance(config, DatasetReportConfig):
+        page = collect_dataset(config)
+        text = build(page)
+        described = target.with_suffix(".croissant.json")
+        write(described, json.dumps(card.croissant(config.input, page), indent=1, ensure_ascii=False) + "\n")
+        print(f"report: {described}", flush=True)
+    else:
+        text = build(collect(config, options.tracking))
     write(target, text)
     print(f"report: {target} ({len(text.encode()) / 1e6:.1f} MB)", flush=True)
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 
 from infra.dataset import Dataset
@@ -58,24 +59,11 @@ class Corpus:
 
     def flow(self) -> Flow | None:
         """The ledger from what was asked for to what is learnt from."""
-        if not (self.corpus.has("inputs") and self.corpus.has("images")):
+        found = flow_of(self.corpus)
+        if found is None:
             return None
-        asked, read = self.corpus.snapshot("inputs").rows, self.corpus.snapshot("images").ledger
-        steps = [FlowStep(label="asked for", count=asked, lost=losses(read))]
-        if self.corpus.has("selections"):
-            steps.append(FlowStep(label="read", count=read.accepted, lost=self._not_kept(read.accepted)))
         held_out = sum(is_held_out(image_id) for image_id in self.kept)
-        last = steps[-1].count - sum(lost.count for lost in steps[-1].lost)
-        steps.append(FlowStep(label="kept", count=last))
-        return Flow(steps=steps, ends=[("to learn from", last - held_out), ("held out, to score", held_out)])
-
-    def _not_kept(self, count: int) -> list[Lost]:
-        """What curation lost. Pictures that could not be measured are counted by `scores`, and only there if `selections` lacks them."""
-        selected = self.corpus.snapshot("selections").ledger
-        lost = losses(selected)
-        if selected.total < count and self.corpus.has("scores"):
-            lost += losses(self.corpus.snapshot("scores").ledger)
-        return lost
+        return replace(found, ends=[("to learn from", found.steps[-1].count - held_out), ("held out, to score", held_out)])
 
     def rejects(self) -> list[Reject]:
         """What was not kept, in the order of the chain."""
@@ -142,6 +130,27 @@ class Corpus:
     def name_of_image(self, image_id: str) -> str:
         source_id = self.kept.get(image_id)
         return self.name(source_id) if source_id else image_id[:12]
+
+
+def flow_of(dataset: Dataset) -> Flow | None:
+    """The ledger of a dataset from what was asked for to what was kept; None before something was read."""
+    if not (dataset.has("inputs") and dataset.has("images")):
+        return None
+    asked, read = dataset.snapshot("inputs").rows, dataset.snapshot("images").ledger
+    steps = [FlowStep(label="asked for", count=asked, lost=losses(read))]
+    if dataset.has("selections"):
+        steps.append(FlowStep(label="read", count=read.accepted, lost=_not_kept(dataset, read.accepted)))
+    last = steps[-1].count - sum(lost.count for lost in steps[-1].lost)
+    return Flow(steps=[*steps, FlowStep(label="kept", count=last)], ends=[("kept", last)])
+
+
+def _not_kept(dataset: Dataset, count: int) -> list[Lost]:
+    """What curation lost. Pictures that could not be measured are counted by `scores`, and only there if `selections` lacks them."""
+    selected = dataset.snapshot("selections").ledger
+    lost = losses(selected)
+    if selected.total < count and dataset.has("scores"):
+        lost += losses(dataset.snapshot("scores").ledger)
+    return lost
 
 
 def losses(ledger: Ledger) -> list[Lost]:

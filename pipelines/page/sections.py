@@ -87,14 +87,14 @@ def _navigation() -> Html:
 def scores(page: Page) -> Html:
     """Held-out photographs: the table of means, then each photograph."""
     if not page.evaluations:
-        return _section("scores", "Held-out photographs", _empty("pipelines/score.py"))
+        return section("scores", "Held-out photographs", _empty("pipelines/score.py"))
     lead = (
         "No training saw these. Each was degraded, taken through the encoder and decoder alone (stage 1), and restored. "
         "Drag the handle to compare; choose a picture to put it on the right of it."
     )
     rows = [_strip(e.name, words(e.degradation), e.states, "") for e in page.evaluations]
     protocol = ", ".join(f"{key} {value}" for key, value in page.protocol.items())
-    return _section(
+    return section(
         "scores",
         "Held-out photographs",
         tag("p", lead),
@@ -118,7 +118,7 @@ def _means(evaluations: list[Evaluation]) -> Html:
 
 def _strip(name: str, detail: str, states: list[Scored], caption: str) -> Html:
     """One photograph in all its states; the script turns the pictures into a comparison with a handle."""
-    figures = [tag("figure", _image(s.picture, data_label=s.label), tag("figcaption", tag("b", s.label), _measured(s))) for s in states]
+    figures = [tag("figure", image(s.picture, data_label=s.label), tag("figcaption", tag("b", s.label), _measured(s))) for s in states]
     title = tag("h3", name, tag("small", f" {detail}" if detail else ""))
     return tag(
         "article",
@@ -138,7 +138,7 @@ def _measured(state: Scored) -> Html:
 def corpus(page: Page) -> Html:
     """The ledger as a flow, and everything that was not kept."""
     if page.flow is None:
-        return _section("corpus", "Corpus", _empty("pipelines/ingest.py and pipelines/curate.py"))
+        return section("corpus", "Corpus", _empty("pipelines/ingest.py and pipelines/curate.py"))
     lead = "No row vanishes: whatever was asked for is kept, rejected for a reason, or failed with a message."
     groups: dict[str, list[Reject]] = {}
     for reject in page.rejects:
@@ -147,49 +147,49 @@ def corpus(page: Page) -> Html:
         tag("div", tag("h4", words(reason), tag("small", f" {found[0].status}")), *map(_reject, found), class_=f"group {found[0].status}")
         for reason, found in groups.items()
     ]
-    return _section("corpus", "Corpus", tag("p", lead), flow.draw(page.flow), tag("h3", "Not kept"), tag("div", *lost, class_="groups"))
+    return section("corpus", "Corpus", tag("p", lead), flow.draw(page.flow), tag("h3", "Not kept"), tag("div", *lost, class_="groups"))
 
 
 def _reject(reject: Reject) -> Html:
-    shown = _image(reject.picture) if reject.picture else tag("div", "no picture", class_="unreadable")
+    shown = image(reject.picture) if reject.picture else tag("div", "no picture", class_="unreadable")
     return tag("figure", shown, tag("figcaption", tag("b", reject.name), tag("span", reject.value)))
 
 
 def captions(page: Page) -> Html:
     """Every kept photograph with its caption."""
     if not page.captions:
-        return _section("captions", "Captions", _empty("pipelines/caption.py"))
+        return section("captions", "Captions", _empty("pipelines/caption.py"))
     engines = ", ".join(sorted({c.engine for c in page.captions}))
     lead = (
         f"Written by the captioner “{engines}”. On this machine that is the one that needs no weights and states what can be measured; "
         "where LLaVA is on disk, the same command takes it."
     )
     cards = [
-        tag("figure", _image(c.picture), tag("figcaption", c.caption, tag("em", " held out") if c.held_out else "")) for c in page.captions
+        tag("figure", image(c.picture), tag("figcaption", c.caption, tag("em", " held out") if c.held_out else "")) for c in page.captions
     ]
-    return _section("captions", "Captions", tag("p", lead), tag("div", *cards, class_="cards"))
+    return section("captions", "Captions", tag("p", lead), tag("div", *cards, class_="cards"))
 
 
 def negatives(page: Page) -> Html:
     """Negative samples beside their parents."""
     if not page.negatives:
-        return _section("negatives", "Negatives", _empty("pipelines/negatives.py"))
+        return section("negatives", "Negatives", _empty("pipelines/negatives.py"))
     lead = (
         "The adaptor learns what bad pictures look like, so that sampling can be steered away from them: photographs taken half-way to "
         "noise and back under a prompt of faults. The tiny prior makes them soft and smeared rather than painted."
     )
     prompts = sorted({n.prompt for n in page.negatives})
     pairs = [
-        tag("div", _image(n.parent) if n.parent else "", _image(n.picture), tag("p", n.settings), class_="negative") for n in page.negatives
+        tag("div", image(n.parent) if n.parent else "", image(n.picture), tag("p", n.settings), class_="negative") for n in page.negatives
     ]
     said = tag("blockquote", *(tag("p", f"“{prompt}”") for prompt in prompts))
-    return _section("negatives", "Negatives", tag("p", lead), said, tag("div", *pairs, class_="cards wide"))
+    return section("negatives", "Negatives", tag("p", lead), said, tag("div", *pairs, class_="cards wide"))
 
 
 def training(page: Page) -> Html:
     """Curves of both stages."""
     if not page.trainings:
-        return _section("training", "Training", _empty("training/train_encoder.py and training/train_adaptor.py"))
+        return section("training", "Training", _empty("training/train_encoder.py and training/train_adaptor.py"))
     where = (
         tag(
             "p",
@@ -202,7 +202,7 @@ def training(page: Page) -> Html:
         if page.mlflow
         else ""
     )
-    return _section("training", "Training", *(_run(run) for run in page.trainings), where)
+    return section("training", "Training", *(_run(run) for run in page.trainings), where)
 
 
 def _run(run: Training) -> Html:
@@ -219,9 +219,9 @@ def _run(run: Training) -> Html:
 def restored(page: Page) -> Html:
     """Pictures that have no known original."""
     if not page.restorations:
-        return _section("restored", "Restored from a folder", _empty("pipelines/restore.py"))
+        return section("restored", "Restored from a folder", _empty("pipelines/restore.py"))
     lead = "Small, compressed pictures as people have them. There is nothing to measure against, so there are no numbers: look."
-    return _section("restored", "Restored from a folder", tag("p", lead), *(_restoration(r) for r in page.restorations))
+    return section("restored", "Restored from a folder", tag("p", lead), *(_restoration(r) for r in page.restorations))
 
 
 def _restoration(one: Restoration) -> Html:
@@ -231,7 +231,7 @@ def _restoration(one: Restoration) -> Html:
 def commands(page: Page) -> Html:
     """What was typed, and what it cost."""
     if not page.commands:
-        return _section("commands", "Commands", _empty("make demo"))
+        return section("commands", "Commands", _empty("make demo"))
     slowest = max([run.seconds or 0 for run in page.commands] + [1e-9])
     total = sum(run.seconds or 0 for run in page.commands)
     lead = tag(
@@ -253,7 +253,7 @@ def commands(page: Page) -> Html:
         " makes it anew, which takes longer than all of this.",
         class_="muted",
     )
-    return _section(
+    return section(
         "commands", "Commands", lead, *shared, prior, tag("ol", *(_command(run, slowest) for run in page.commands), class_="commands")
     )
 
@@ -269,14 +269,14 @@ def _command(run: CommandRun, slowest: float) -> Html:
 def credits(page: Page) -> Html:
     """Authors and licences of the photographs that stand on this page."""
     if not page.credits:
-        return _section("credits", "Photographs by", _empty("pipelines/ingest.py"))
+        return section("credits", "Photographs by", _empty("pipelines/ingest.py"))
     lead = "All pictures on this page are made from these, changed as the sections say: shrunk, cropped, degraded, restored."
     head = tag("tr", *(tag("th", name, scope="col") for name in ("Photograph", "By", "Licence")))
     rows = [
         tag("tr", tag("td", link(c.source_url, c.name)), tag("td", c.author), tag("td", link(c.licence_url, c.licence)))
         for c in page.credits
     ]
-    return _section(
+    return section(
         "credits", "Photographs by", tag("p", lead), tag("div", tag("table", tag("thead", head), tag("tbody", *rows)), class_="scroll")
     )
 
@@ -287,7 +287,8 @@ def footer(page: Page) -> Html:
     return tag("footer", gaps, tag("p", f"Made {page.made_at}. This file needs nothing but itself."))
 
 
-def _section(key: str, title: str, *children: object) -> Html:
+def section(key: str, title: str, *children: object) -> Html:
+    """A section with its heading."""
     return tag("section", tag("h2", title), *children, id=key)
 
 
@@ -295,7 +296,8 @@ def _empty(job: str) -> Html:
     return tag("p", "Nothing here yet: ", tag("code", job), " fills this section.", class_="muted")
 
 
-def _image(picture: Picture, **attributes: object) -> Html:
+def image(picture: Picture, **attributes: object) -> Html:
+    """A picture that keeps its place while the page loads."""
     return tag("img", src=picture.src, alt=picture.alt, width=picture.width, height=picture.height, decoding="async", **attributes)
 
 

@@ -25,9 +25,27 @@ class ReportConfig:
     most_strips: int = 8  # choice: comparisons are large
 
 
+@dataclass(frozen=True, kw_only=True)
+class DatasetReportConfig:
+    """The page of one dataset (`input`), and beside it a card in Croissant's format. Statistics come from at most so many shards."""
+
+    input: str
+    output: str  # an HTML file; a local path
+    title: str = ""  # empty: the last part of the address
+    statistics_shards: int = 64  # choice: 30,000 rows of 20 million
+    picture_shards: int = 8  # choice: 2 GB of pictures are opened
+    most: int = 20  # choice: pictures of one fate
+    price_per_hour: float = 0.0  # of a worker, in any currency; 0: cost is not told
+
+
 def tiny() -> ReportConfig:
     """The page that `make demo` ends with."""
     return ReportConfig(input="demo-output", output="demo-output/index.html", title="From raw photographs to restored ones, in one command")
 
 
-RECIPES: dict[str, Callable[[], ReportConfig]] = {"tiny": tiny}
+def dataset() -> DatasetReportConfig:
+    """The page of a dataset, of any size."""
+    return DatasetReportConfig(input="demo-output/corpus", output="demo-output/corpus.html")
+
+
+RECIPES: dict[str, Callable[[], ReportConfig | DatasetReportConfig]] = {"tiny": tiny, "dataset": dataset}

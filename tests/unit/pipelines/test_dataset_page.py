@@ -1,0 +1,206 @@
+"""The page of a dataset: thresholds stand where the selection put them, pictures lie on the right side, nothing is invented."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from infra.dataset import Dataset, NoSuchTable, Snapshot, hash_config
+from infra.ledger import Ledger, Outcome
+from pipelines import corpus_facts
+from pipelines.page.build import MOST_BYTES, build
+from pipelines.page.dataset import card, measure
+from pipelines.page.dataset.collect import collect, origin, shares
+from pipelines.page.dataset.content import DatasetPage, Limit
+from pipelines.page.dataset.histogram import describe
+from pipelines.page.dataset.sample import Sample, evenly
+from pipelines.recipes.curate import tiny as curate_tiny
+from pipelines.recipes.report import DatasetReportConfig
+from pipelines.stages.scores import Scores
+from pipelines.stages.selection import Selection
+from tests.helpers import IMAGES, commit_table, image_row, photographs, shrunk
+from tests.unit.pipelines.page_workspace import HOSTILE
+from tests.unit.pipelines.test_page import Checker
+
+PER_SHARD = 4
+
+
+def rows_of(count: int) -> list[dict[str, object]]:
+    """Photographs, one of them too small, one there twice."""
+    photos = photographs(count)
+    found = [image_row(shrunk(path, 128 if n == 1 else 400), path.name) for n, path in enumerate(photos)]
+    twice = image_row(shrunk(photos[3], 400), f"copy of {photos[3].name}")
+    return [{**row, "source_id": hash_config(row["source_id"]) * 2} for row in [*found, twice]]
+
+
+def shards_of(rows: list[dict[str, object]]) -> list[pa.Table]:
+    return [pa.Table.from_pylist(rows[low : low + PER_SHARD], schema=IMAGES) for low in range(0, len(rows), PER_SHARD)]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Ingested, measured, selected and captioned by the stages themselves, without a cluster."""
+    rows = rows_of(9)
+    made = Dataset(str(tmp_path_factory.mktemp("dataset")))
+    columns = ("source_id", "licence", "source_url")
+    inputs = [
+        {**{name: row[name] for name in columns}, "position": f"a/{row['source_url']}", "address": "https://photos.example/x"}
+        for row in rows
+    ]
+    commit_table(made, "inputs", [pa.Table.from_pylist(inputs)])
+    images = commit_table(made, "images", shards_of(rows))
+    stage = Scores(max_pixels=10**8)
+    measured = [stage.process({"images": made.read(ref)}, {}).table for ref in images.shards.values()]
+    select(made, commit_table(made, "scores", measured))
+    said = [{"image_id": row["image_id"], "caption": HOSTILE, "engine": "facts", "model": "facts", "clip_tokens": 90} for row in rows]
+    commit_table(made, "captions", [pa.Table.from_pylist(said)])
+    return made
+
+
+def select(dataset: Dataset, scores: Snapshot) -> None:
+    rule = curate_tiny().rule
+    facts, stage = corpus_facts.corpus_facts(dataset, scores, rule), Selection(rule=rule)
+    refs = []
+    for shard, ref in scores.shards.items():
+        result = stage.process({"scores": dataset.read(ref)}, facts.params(shard))
+        total = result.table.num_rows
+        ledger = Ledger.of(total, total - len(result.outcomes), result.outcomes)
+        refs.append(
+            dataset.commit(
+                table="selections",
+                version="1",
+                shard=shard,
+                key=shard,
+                data=result.table,
+                outcomes=result.outcomes,
+                ledger=ledger,
+                inputs={},
+                stage_version=1,
+                timings={"total_s": 2.0, "read_s": 0.5},
+            )
+        )
+    from pipelines.runtime.stage import result_config
+
+    dataset.publish("selections", "1", refs, result_config(stage))
+
+
+@pytest.fixture(scope="module")
+def page(dataset: Dataset) -> DatasetPage:
+    return collect(DatasetReportConfig(input=dataset.store.url, output="unused", title="a <corpus>", price_per_hour=3.6))
+
+
+def test_it_is_whole_and_needs_nothing_else(page: DatasetPage) -> None:
+    text, checker = build(page), Checker()
+    checker.feed(text)
+    assert checker.open == []
+    assert {"flow", "measures", "sheets", "duplicates", "captions", "origin", "work", "versions"} <= set(checker.ids)
+    assert all(address.startswith("data:image/jpeg;base64,") for address in checker.addresses)
+    assert checker.scripts == 1, "nobody's caption becomes a script"
+    assert "a &lt;corpus&gt;" in text
+    assert len(text.encode()) < MOST_BYTES
+
+
+def test_thresholds_are_those_of_the_selection(page: DatasetPage, dataset: Dataset) -> None:
+    rule = curate_tiny().rule
+    facts = corpus_facts.corpus_facts(dataset, dataset.snapshot("scores"), rule)
+    found = {one.name: one.limits[0] for one in page.measures if one.limits}
+    assert found["short_side"] == Limit(reason="too_small", value=rule.min_short_side, side="min")
+    assert {name: limit.value for name, limit in found.items() if name != "short_side"} == pytest.approx(facts.limits, rel=5e-3)
+    for one in page.measures:
+        assert sum(one.kept) + sum(one.rejected) <= 10
+        assert len(one.edges) == len(one.kept) + 1
+    short = next(one for one in page.measures if one.name == "short_side")
+    assert [shown.kept for shown in short.near][:1] == [False], "the smallest picture lies on the wrong side"
+    assert "too_small below 256" in describe(short)
+
+
+def test_fates_groups_and_shares(page: DatasetPage, dataset: Dataset) -> None:
+    ledger = dataset.snapshot("selections").ledger
+    assert {sheet.title: sheet.count for sheet in page.sheets} == {"kept": ledger.accepted, **ledger.rejected}
+    assert [(group.winner is not None, len(group.losers)) for group in page.groups] == [(True, 1)]
+    assert [(one.label, one.count) for one in page.licences] == [("CC0-1.0", 10)]
+    assert page.captions is not None
+    assert page.captions.engines[0].label == "facts"
+    assert page.captions.repeated[0].count == 10, "ten times the same"
+    assert page.captions.tokens is not None
+    [work] = page.work
+    assert (work.rows, work.shards, work.worker_s, work.rows_per_worker_s) == (10, 3, 6.0, pytest.approx(10 / 6))
+    assert ">0.6<" in build(page), "6 s at 3.6 an hour for ten rows"
+
+
+def test_a_large_dataset_is_sampled_and_says_so(dataset: Dataset) -> None:
+    config = DatasetReportConfig(input=dataset.store.url, output="unused", statistics_shards=2, picture_shards=1)
+    page = collect(config)
+    assert "come from 2 of 3 shards" in page.sample
+    assert dict(page.figures)["read"] == "10", "counts are whole"
+    assert max(sum(one.kept) + sum(one.rejected) for one in page.measures) <= 2 * PER_SHARD
+    assert evenly([str(n) for n in range(10)], 3) == ["0", "3", "6"]
+    assert len(Sample(dataset, statistics=2, pictures=1).images) == PER_SHARD
+
+
+def test_the_card_names_files_and_fields(page: DatasetPage, dataset: Dataset) -> None:
+    made = json.loads(json.dumps(card.croissant(dataset.store.url, page)))
+    files = {one["@id"]: one for one in made["distribution"]}
+    assert files["images-files"]["includes"] == [ref.path for ref in dataset.snapshot("images").shards.values()]
+    fields = {field["@id"]: field["dataType"] for records in made["recordSet"] for field in records["field"]}
+    assert fields["images/bytes"] == "sc:ImageObject"
+    assert fields["selections/accepted"] == "sc:Boolean"
+    sources = {field["source"]["fileSet"]["@id"] for records in made["recordSet"] for field in records["field"]}
+    assert sources <= set(files), "every field comes from files that are listed"
+
+
+def test_odd_values() -> None:
+    values, kept = np.array([1.0, np.nan, 1.0, 1e4, 3.0]), np.array([True, True, False, True, False])
+    found = measure.distribution("x", values, kept, [Limit(reason="low", value=2.0, side="min")])
+    assert (sum(found.kept), sum(found.rejected), found.logarithmic) == (2, 2, True)
+    assert measure.distribution("flat", np.array([5.0, 5.0]), kept[:2]).edges[0] < 5
+    assert measure.next_to(values, list("abcde"), [Limit(reason="low", value=2.0, side="min")], "abcde", count=1) == ["a", "e"]
+    assert origin("s3://bucket/x") == "s3://bucket"
+    assert origin("/home/x") == "local files"
+
+    def many() -> Iterator[str]:
+        yield from (str(n % 20) for n in range(40))
+
+    assert shares(many())[-1].label == "8 others"
+
+
+def test_a_folder_without_a_dataset_teaches(tmp_path: Path) -> None:
+    with pytest.raises(NoSuchTable, match=r"run pipelines/ingest\.py first"):
+        collect(DatasetReportConfig(input=str(tmp_path), output="unused"))
+
+
+def test_only_ingested(tmp_path: Path) -> None:
+    made = Dataset(str(tmp_path))
+    rows = rows_of(4)[:3]
+    commit_table(
+        made,
+        "inputs",
+        [
+            pa.Table.from_pylist(
+                [{"source_id": row["source_id"], "position": "p", "address": "/x", "licence": None, "source_url": ""} for row in rows]
+            )
+        ],
+    )
+    version = hash_config("images")
+    failed = [Outcome("gone", "failed", "vanished", "it was there before")]
+    [table] = shards_of(rows)
+    ref = made.commit(
+        table="images",
+        version=version,
+        shard="00000",
+        key="k",
+        data=table,
+        outcomes=failed,
+        ledger=Ledger.of(4, 3, failed),
+        inputs={},
+        stage_version=1,
+    )
+    made.publish("images", version, [ref], {})
+    page = collect(DatasetReportConfig(input=str(tmp_path), output="unused"))
+    assert [(sheet.title, sheet.messages) for sheet in page.sheets] == [("kept", []), ("vanished", ["it was there before"])]
+    assert "Nothing was measured yet" in build(page)
