@@ -177,13 +177,8 @@ class SupirPipeline(_DiffusionPipeline):  # type: ignore[misc]
             raise ValueError(f"callback_on_step_end_tensor_inputs names {sorted(unknown)}; known: {self._callback_tensor_inputs}")
         pictures = pictures_of(image)
         prompts = one_each(prompt, len(pictures), "prompt")
-        if tile_prompts is not None and len(pictures) != 1:
-            raise ValueError(f"tile_prompts are those of one image, and {len(pictures)} came: call the pipeline once an image")
-
-        def whole(texts: Sequence[str]) -> list[str]:
-            return [settings.prompts.around(text) if quality_words else text for text in texts]
-
-        texts, of_tiles = whole(prompts), None if tile_prompts is None else whole(tile_prompts)
+        words = settings.prompts.around if quality_words else str
+        texts, of_tiles = [words(text) for text in prompts], _of_tiles(tile_prompts, len(pictures), words)
         negatives = one_each(settings.prompts.negative if negative_prompt is None else negative_prompt, len(pictures), "negative_prompt")
         seeds = seeds_of(generator, len(pictures))
         self._num_timesteps = settings.steps
@@ -282,3 +277,11 @@ class SupirPipeline(_DiffusionPipeline):  # type: ignore[misc]
 def _sizes(rgb_HWC: Any, settings: SamplingPreset, upscale: float) -> Sizes:
     height, width = rgb_HWC.shape[:2]
     return plan_sizes(height, width, upscale=upscale, min_size_px=settings.min_size_px, multiple_px=settings.multiple_px)
+
+
+def _of_tiles(tile_prompts: Sequence[str] | None, pictures: int, words: Callable[[str], str]) -> list[str] | None:
+    if tile_prompts is None:
+        return None
+    if pictures != 1:
+        raise ValueError(f"tile_prompts are those of one image, and {pictures} came: call the pipeline once an image")
+    return [words(text) for text in tile_prompts]
