@@ -76,7 +76,7 @@ def _convert(path: str, text: str, wanted: Any) -> Any:
 
     adapter: Any = TypeAdapter(wanted)
     try:
-        plain = typing.get_origin(wanted) in (tuple, list, dict)
+        plain = typing.get_origin(wanted) in (tuple, list, dict) or any(map(is_dataclass, typing.get_args(wanted)))
         return adapter.validate_json(text) if plain else adapter.validate_python(text)
     except ValidationError as error:
         raise ConfigError(f"{path}={text}: {error.errors()[0]['msg']}; expected {wanted}") from error
@@ -108,7 +108,8 @@ def resolve(config: Config, args: argparse.Namespace, flags: Iterable[str] = ())
     for name, value in given.items():
         if name not in names:
             raise ConfigError(f"this job has no --{name}")
-        config = replace(config, **{name: value})  # type: ignore[type-var]
+        text = typing.get_type_hints(type(config))[name] in (str, str | None)  # as it is: a prompt may be "none"
+        config = replace(config, **{name: value}) if text else override(config, name, value)  # type: ignore[type-var]
     for item in args.overrides:
         path, equals, text = item.partition("=")
         if not equals:

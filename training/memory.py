@@ -10,12 +10,13 @@ from training.recipes import AdaptorConfig, Arithmetic, EncoderConfig, RunConfig
 if TYPE_CHECKING:
     import torch
 
-SDXL_TEXT_PARAMETERS = 817_719_552  # measured: CLIP-L (123 M) and OpenCLIP bigG (695 M), counted from their configurations
+SDXL_TEXT_PARAMETERS = 817_720_320  # counted: CLIP-L (123 M) and OpenCLIP bigG (695 M), see training/flops.py
 TOKENS = 77
+REDUCE_BUCKET = 500_000_000  # DeepSpeed's default: numbers of the buffer in which it gathers gradients before it reduces them
 
 
 def estimate(config: RunConfig, cut: Arithmetic) -> dict[str, float]:
-    """Bytes by part: frozen weights, trained weights, gradients, Adam's moments, moving average, activations."""
+    """Bytes by part: frozen weights, trained weights, gradients, Adam's moments, DeepSpeed's buckets, moving average, activations."""
     from diffusers.utils import logging
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -25,7 +26,7 @@ def estimate(config: RunConfig, cut: Arithmetic) -> dict[str, float]:
     preset, half = get_network(config.network), config.precision == "bf16"
     sdxl_schedule()  # made once per process, so not here inside
     with FakeTensorMode(allow_non_fake_inputs=True):
-        step, frozen, batch = _build(config, preset, cut.micro_batch)
+        step, frozen, batch = build_fake_step(config, preset, cut.micro_batch)
         kept = activations(step, batch)
     trained = sum(p.numel() for p in step.parameters() if p.requires_grad)
     sharded = config.engine.kind == "zero"
@@ -38,9 +39,16 @@ def estimate(config: RunConfig, cut: Arithmetic) -> dict[str, float]:
         "trained": 4 * trained + master,
         "gradients": 4 * trained / gradient_share,
         "moments": moments,
+        "buckets": 4 * REDUCE_BUCKET if sharded and config.launch.gpus_per_worker else 0,  # on a CPU its pages are never touched
         "average": 4 * trained / share if config.optimizer.ema_half_life_images else 0,
         "activations": kept,
     }
+
+
+def peak(parts: dict[str, float], config: RunConfig, cut: Arithmetic) -> float:
+    """The most that is held at once. Where each update has one pass, gradients come while activations go; else both stand together."""
+    alone = config.engine.kind == "plain" and cut.accumulation == 1
+    return sum(parts.values()) - (min(parts["gradients"], parts["activations"]) if alone else 0.0)
 
 
 def activations(step: torch.nn.Module, batch: dict[str, Any]) -> float:
@@ -60,8 +68,8 @@ def activations(step: torch.nn.Module, batch: dict[str, Any]) -> float:
     return float(sum(tensor.untyped_storage().nbytes() for tensor in kept.values()))
 
 
-def _build(config: RunConfig, preset: NetworkPreset, batch: int) -> tuple[torch.nn.Module, int, dict[str, Any]]:
-    """The step module with its networks, the number of frozen parameters, and a batch."""
+def build_fake_step(config: RunConfig, preset: NetworkPreset, batch: int) -> tuple[torch.nn.Module, int, dict[str, Any]]:
+    """The step module with its networks, the number of frozen parameters, and a batch; under FakeTensorMode they take no memory."""
     import torch
 
     from supir_model.network import SupirAdaptor

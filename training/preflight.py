@@ -88,12 +88,13 @@ def _data(config: RunConfig, warnings: list[str]) -> tuple[record.Record | None,
 
 
 def _memory(config: RunConfig, cut: Arithmetic) -> list[str]:
-    from training.memory import estimate
+    from training.memory import estimate, peak
 
     parts = estimate(config, cut)
-    unit, name = (2**30, "GiB") if sum(parts.values()) > 2**30 else (2**20, "MiB")
+    together = peak(parts, config, cut)
+    unit, name = (2**30, "GiB") if together > 2**30 else (2**20, "MiB")
     shown = ", ".join(f"{part} {size / unit:.1f}" for part, size in parts.items())
-    return [f"memory       {sum(parts.values()) / unit:.1f} {name} a worker: {shown} (counted, without workspace)"]
+    return [f"memory       {together / unit:.1f} {name} a worker: {shown} (counted, without workspace)"]
 
 
 def show(plan: Plan, name: str, options: RunOptions) -> None:

@@ -1,0 +1,223 @@
+"""The plan: work and memory counted from the network, checked against closed forms, DeepSpeed's estimator and a real step."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from supir_model.presets import get_network
+from tests.helpers import ROOT, entry_env
+from training import flops, memory, plan
+from training.recipes import Arithmetic, EngineOptions, adaptor_paper, adaptor_tiny, batch_arithmetic, encoder_tiny
+from training.recipes_plan import GPUS, RECIPES, PlanConfig, Prices, paper_64xa6000, release_64xa6000
+
+TERA = 1e12
+
+
+def by_hand(step: Any, batch: dict[str, Any]) -> float:
+    """FLOPs of a forward pass from the shapes of every convolution, linear layer and attention."""
+    total = [0.0]
+
+    def dense(module: Any, inputs: Any, output: Any) -> None:
+        weight = module.weight
+        each = weight[0].numel()  # multiply-adds for one number of the output
+        total[0] += 2 * output.numel() * each
+
+    def attend(module: Any, args: Any, kwargs: Any, output: Any) -> None:
+        queries = args[0] if args else kwargs["hidden_states"]
+        queries = queries.flatten(2).transpose(1, 2) if queries.ndim == 4 else queries
+        keys = kwargs.get("encoder_hidden_states")
+        keys = queries if keys is None else keys
+        total[0] += 2 * 2 * len(queries) * queries.shape[1] * keys.shape[1] * module.inner_dim
+
+    from diffusers.models.attention_processor import Attention
+
+    modules = {id(m): m for root in (step, step.supir.unet, *step._frozen) for m in root.modules()}.values()
+    hooks = [m.register_forward_hook(dense) for m in modules if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
+    hooks += [m.register_forward_hook(attend, with_kwargs=True) for m in modules if isinstance(m, Attention)]
+    with torch.no_grad():
+        step(batch)
+    for hook in hooks:
+        hook.remove()
+    return total[0]
+
+
+def test_the_counter_counts_what_the_shapes_say() -> None:
+    config = adaptor_tiny()
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        step, _, batch = memory.build_fake_step(config, get_network("tiny"), 1)
+        expected = by_hand(step, batch)
+    work = flops.count(config)
+    # ZeroCrossAttn calls its attention without a module of diffusers: 16 x 16 and 32 x 32 positions at most, under one per cent
+    assert work.encoding + work.forward == pytest.approx(expected, rel=0.01)
+    assert work.text == 0
+
+
+@pytest.mark.parametrize(("network", "forward", "total"), [("sdxl_release", 2.381, 7.18), ("sdxl_paper", 2.100, 6.35)])
+def test_work_of_a_sample_at_full_size(network: str, forward: float, total: float) -> None:
+    """SDXL at 512 px: UNet 1.589, adaptor 0.690 (half 0.408), connectors 0.102, two encodings of 1.12, text 0.11 TFLOP."""
+    work = flops.count(replace(adaptor_paper(), network=network))
+    assert work.forward / TERA == pytest.approx(forward, rel=2e-3)
+    assert work.encoding / TERA == pytest.approx(2.233, rel=2e-3)
+    assert work.text / TERA == pytest.approx(0.111, rel=5e-3)
+    assert work.total / TERA == pytest.approx(total, rel=2e-3)
+
+
+def test_text_encoders_are_sdxls() -> None:
+    with torch.device("meta"):
+        counts = [sum(p.numel() for p in encoder.parameters()) for encoder in flops.sdxl_text_encoders()]
+    assert counts == [123_060_480, 694_659_840]  # published, but for one scale of the similarity that SDXL never reads
+    assert sum(counts) == memory.SDXL_TEXT_PARAMETERS
+
+
+def test_model_states_are_those_of_deepspeeds_estimator() -> None:
+    """It counts 16-bit weights and gradients; ours are fp32, which replaces 2 P + 2 P / N by 4 P."""
+    from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
+
+    config = adaptor_tiny()
+    parts = memory.estimate(config, batch_arithmetic(config.batch, 2))
+    trained = parts["gradients"] * 2 / 4
+    _, theirs = estimate_zero2_model_states_mem_needs(int(trained), num_gpus_per_node=2, num_nodes=1, cpu_offload=False)
+    ours = parts["trained"] + parts["gradients"] + parts["moments"]
+    assert ours == pytest.approx(theirs - 2 * trained - 2 * trained / 2 + 4 * trained, rel=1e-6)
+
+
+REAL_STEP = """
+import sys
+from pathlib import Path
+import torch
+from tests.unit.training.test_plan import bench_config
+from training import memory
+from training.step import AdaptorStep
+from supir_model.network import SupirAdaptor
+
+def status(name):
+    return int(next(line for line in open("/proc/self/status") if line.startswith(name)).split()[1]) * 1024
+
+torch.set_num_threads(1)
+torch.nn.Conv2d(3, 8, 3)(torch.randn(1, 3, 64, 64)).sum().backward()  # libraries load the rest of themselves
+config, cut, net = bench_config()
+Path("/proc/self/clear_refs").write_text("5")
+before = status("VmRSS")
+B, crop = cut.micro_batch, config.batch.crop_px
+text = torch.randn(B, 77, net.context_dim), torch.randn(B, net.pooled_dim)
+step = AdaptorStep(unet=net.build_unet(), adaptor=SupirAdaptor(net), vae=net.build_vae(), encoder=net.build_vae().encoder,
+                   encode_text=lambda prompts: text, conditioning_size_px=crop, bf16=False)
+optimizer = torch.optim.AdamW([p for p in step.parameters() if p.requires_grad])
+x, side = torch.randn(B, 3, crop, crop), crop // net.vae_factor
+batch = {"x_gt_BCHW": x, "x_lq_BCHW": x, "prompts": [""] * B, "timestep_B": torch.zeros(B, dtype=torch.long),
+         "noise_BCHW": torch.randn(B, net.latent_channels, side, side)}
+for _ in range(2):
+    step(batch)[0].backward()
+    optimizer.step()
+    optimizer.zero_grad()
+print(status("VmHWM") - before)
+"""
+
+
+def bench_config() -> tuple[Any, Arithmetic, Any]:
+    """SDXL's layout at a fifth of its widths, one worker, four crops of 256."""
+    import supir_model.presets as presets
+
+    net = replace(
+        get_network("sdxl_release"), name="bench", block_out_channels=(64, 128, 256), transformer_depth=(0, 1, 2), trunk_depth=(0, 1, 2),
+        context_dim=256, pooled_dim=128, addition_time_embed_dim=32, vae_block_out_channels=(32, 64, 64, 64),
+    )  # fmt: skip
+    presets.NETWORKS = {**presets.NETWORKS, "bench": net}
+    tiny = adaptor_tiny()
+    batch = replace(tiny.batch, crop_px=256, short_side_px=None, micro_batch=4, global_batch=4)
+    config = replace(tiny, network="bench", batch=batch, engine=EngineOptions(kind="plain"))
+    return config, Arithmetic(world=1, per_worker=4, micro_batch=4, accumulation=1), net
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
+def test_memory_is_what_a_real_step_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    import supir_model.presets as presets
+
+    monkeypatch.setattr(presets, "NETWORKS", presets.NETWORKS)  # restored afterwards
+    config, cut, _ = bench_config()
+    expected = memory.peak(memory.estimate(config, cut), config, cut)
+    env = entry_env(PYTHONPATH=str(ROOT), MALLOC_MMAP_THRESHOLD_="65536", OMP_NUM_THREADS="1")  # freed tensors go back to the system
+    done = subprocess.run([sys.executable, "-c", REAL_STEP], env=env, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert expected == pytest.approx(int(done.stdout), rel=0.1)  # reached: 1 %
+
+
+# ---- arithmetic
+
+
+def test_step_time_is_compute_and_the_slowest_link() -> None:
+    config, gpu = paper_64xa6000(), GPUS["a6000"]
+    work = flops.Work(encoding=2 * TERA, text=0.0, forward=1 * TERA, backward=1 * TERA)
+    cut = Arithmetic(world=64, per_worker=4, micro_batch=4, accumulation=1)
+    took = plan.step_time(config, gpu, cut, 3e9, work)
+    assert took.compute_s == pytest.approx(4 * 4 / (154.8 * 0.3))
+    assert took.exchange_s == pytest.approx(2 * 3e9 * 63 / 64 / 12.5e9)
+    one_node = plan.step_time(replace(config, gpus=8), gpu, replace(cut, world=8), 3e9, work)
+    assert one_node.exchange_s == pytest.approx(2 * 3e9 * 7 / 8 / 25e9)
+    assert plan.step_time(replace(config, gpus=1), gpu, replace(cut, world=1), 3e9, work).exchange_s == 0
+
+
+def test_the_printed_plan(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    page = tmp_path / "plan.md"
+    small = ["--set", "training=tiny", "--gpus", "2", "--set", "prices.gpu_hour=2", "--set", "prices.date=2026-11-01"]
+    assert plan.main([*small, "--output", str(page)]) == 0
+    out = capsys.readouterr().out
+    assert "It fits" in out
+    assert "2 an hour, as of 2026-11-01" in out
+    assert "| work a sample: together |" in page.read_text()
+    assert plan.main(["--gpu", "h10"]) == 2
+    assert "did you mean 'h100'?" in capsys.readouterr().err
+
+
+def test_what_does_not_fit_gets_a_cure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny = plan.training_of(PlanConfig(training="tiny", gpus=2))
+    cut = batch_arithmetic(tiny.batch, 2)
+    need = memory.peak(memory.estimate(tiny, cut), tiny, cut)
+    small = replace(GPUS["a6000"], name="toy", memory_gib=0.85 * need / 2**30)
+    monkeypatch.setitem(GPUS, "toy", small)
+    arguments = ["--set", "training=tiny", "--gpus", "2", "--gpu", "toy", "--set", "memory_reserve=0"]
+    assert plan.main(arguments) == 1
+    assert "This would fit: --set micro_batch=2" in capsys.readouterr().out
+    monkeypatch.setitem(GPUS, "toy", replace(small, memory_gib=0.001))
+    assert plan.main(arguments) == 1
+    assert "take a larger GPU" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"stage": "decoder"}, "expected one of: encoder, adaptor"),
+        ({"training": "papr"}, "no recipe of train_adaptor: known are"),
+        ({"gpus": 48}, "64 lanes do not divide into 48 workers"),
+        ({"utilisation": 0.0}, "above 0 and up to 1"),
+    ],
+)
+def test_bad_questions_teach(change: dict[str, Any], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan.main([word for key, value in change.items() for word in ("--set", f"{key}={value}")]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_recipes_and_prices() -> None:
+    assert all(plan.training_of(recipe()) for recipe in RECIPES.values())
+    assert plan.training_of(release_64xa6000()).network == "sdxl_release"
+    config = replace(paper_64xa6000(), prices=Prices(gpu_hour=1.0, storage_gb_month=0.02, traffic_gb=0.01))
+    took = plan.StepTime(compute_s=1.0, exchange_s=0.0)
+    lines = {line.what: line.value for line in plan.money_lines(config, plan.training_of(config), took)}
+    assert lines["cost: GPUs"] == f"{46_000 / 3600 * 64:,.0f}"
+    assert lines["cost: traffic"] == f"{46_000 * 256 * 0.0005 * 0.01:,.0f}"
+    assert lines["cost: storage"] == f"{10_000 * 46_000 / 86_400 / 30 * 0.02:,.0f}"
+
+
+def test_stage_one_is_counted_too() -> None:
+    work = flops.count(encoder_tiny())
+    assert work.encoding == work.text == 0
+    assert 0 < work.backward < 3 * work.forward
