@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from infra.config import RunOptions
 from infra.dataset import Dataset, ShardRef, Snapshot
+from infra.lease import lease
 from infra.ledger import Ledger
 from infra.storage import StorageError
 from infra.tracking import check_tracking, open_tracker
@@ -24,18 +25,32 @@ def run_stage(stage: Stage, *, source: Dataset, inputs: dict[str, Snapshot], out
     """Bring a stage's table up to date with its inputs (the first is the primary table) and publish it.
 
     Shards that are committed under the same key are not done again. Returns the snapshot, or None for a dry run.
-    Raises StorageError when storage refused; what was committed until then stays.
+    Raises StorageError when storage refused or another job is at work on the table; what was committed until then stays.
     """
     source.store.check()
     output.store.check(write=True)
     check_tracking(options.tracking)
+    if options.dry_run:
+        _plan(stage, inputs, output, params_for_shard)
+        return None
+    with lease(output.store, stage.table):
+        return _run(stage, source, inputs, output, options, workers, params_for_shard)
+
+
+def _plan(stage: Stage, inputs: dict[str, Snapshot], output: Dataset,
+          params_for_shard: Callable[[str], Params] | None) -> tuple[list[ShardTask], dict[str, str], list[ShardTask]]:
+    """(all tasks, shard -> commit of what is done, pending tasks), told to the person who waits."""
     tasks = plan_tasks(stage, inputs, params_for_shard)
     done, pending = split_done(output, stage, tasks)
     rows_pending = sum(next(iter(task.inputs.values())).rows for task in pending)
     print(f"{stage.name}: table {stage.table!r} version {version_of(stage)}: {len(tasks)} shards, {len(done)} done, "
           f"{len(pending)} pending ({rows_pending} rows)", flush=True)
-    if options.dry_run:
-        return None
+    return tasks, done, pending
+
+
+def _run(stage: Stage, source: Dataset, inputs: dict[str, Snapshot], output: Dataset, options: RunOptions, workers: WorkerOptions,
+         params_for_shard: Callable[[str], Params] | None) -> Snapshot:
+    tasks, done, pending = _plan(stage, inputs, output, params_for_shard)
     refs = {ref.shard: ref for ref in output.load_commits(done.values())}
     progress = Progress(name=stage.name, shards=len(pending))
     if pending:
