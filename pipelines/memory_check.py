@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
+from infra import machine
 from infra.dataset import Dataset, ShardRef
 from pipelines.recipes.restore import RestoreConfig
 from pipelines.stages.restorer import Weights
 
 TILES_PX = (2048, 1024, 512, 256, 128)
 UPRIGHT = (1, 2, 3, 4)  # EXIF orientations that keep width and height where they are
-MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 GIB = 2**30
 ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
@@ -59,8 +58,7 @@ def available_bytes(device: str) -> int | None:
 
         if torch.cuda.is_available():
             return int(torch.cuda.mem_get_info()[0])
-    found = [_meminfo(), _cgroup("memory.max", "memory.current")]
-    return min((one for one in found if one is not None), default=None)
+    return machine.available_bytes()
 
 
 def _advice(config: RestoreConfig, weights: Weights, height: int, width: int, workers: int, there: int) -> str:
@@ -87,22 +85,6 @@ def _total(config: RestoreConfig, weights: Weights, height: int, width: int) -> 
         weights.prior, encoder=weights.encoder, adaptor=weights.adaptor, height=height, width=width, settings=config.sampling,
         element_bytes=ELEMENT_BYTES[config.precision],
     )  # fmt: skip
-
-
-def _meminfo() -> int | None:
-    if not MEMINFO.exists():
-        return None
-    lines = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines() if ":" in line)
-    return int(lines["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in lines else None
-
-
-def _cgroup(limit: str, used: str) -> int | None:
-    """What a container may still take."""
-    try:
-        most, now = (CGROUP / limit).read_text().strip(), (CGROUP / used).read_text().strip()
-    except OSError:
-        return None
-    return None if most == "max" else max(0, int(most) - int(now))
 
 
 def _gib(size_bytes: int) -> str:

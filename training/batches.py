@@ -176,8 +176,8 @@ class Batches:
     """Samples by position, for any worker."""
 
     def __init__(self, sources: list[Tables], *, seed: int, options: BatchOptions, world: int) -> None:
-        in_memory = 2 * options.window_shards * max(1, options.lanes // world)
-        self._sources = [SourceReader(one, seed=seed, options=options, shards_in_memory=in_memory) for one in sources]
+        held = in_memory(options, world)
+        self._sources = [SourceReader(one, seed=seed, options=options, shards_in_memory=held) for one in sources]
         self._parts = sequence.shares([one.source.weight for one in sources])
         self._seed, self._options = seed, options
         self._decoded: Recent[np.ndarray[Any, Any]] = Recent(options.cache_mb * 2**20)
@@ -252,6 +252,11 @@ class Batches:
             return ""
         words = QUALITY_WORDS[self._options.quality_words]
         return caption + words  # joined as they are, as at inference (supir_model.presets.Prompts)
+
+
+def in_memory(options: BatchOptions, world: int) -> int:
+    """Shards of a source that a worker keeps: the window of each of its lanes, and the one that comes next."""
+    return 2 * options.window_shards * max(1, options.lanes // world)
 
 
 def prefetch(make: Callable[[int], T], first: int, last: int, ahead: int) -> Iterator[tuple[T, float]]:

@@ -6,12 +6,18 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from infra import machine
 from infra.config import RunOptions
+from infra.dataset import Dataset
 from infra.storage import StorageError, open_store
 from training import record, sequence
+from training.batches import in_memory
 from training.folders import find
 from training.recipes import AdaptorConfig, Arithmetic, RunConfig, batch_arithmetic
 
+GIB = 2**30
+LANES = (32, 16, 8, 4, 2, 1)
+SIZED_SHARDS = 4  # choice: shards are about equal
 CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_FULL_URI")
 
 
@@ -43,6 +49,7 @@ def make_plan(config: RunConfig, *, memory: bool) -> Plan:
         _batch_line(config, cut),
         f"mixture      {mixture}; {config.batch.lanes} lanes, {config.batch.lanes // world} a worker",
         *data_lines,
+        *(_shards_in_memory(config, found, world) if found else []),
         *(_memory(config, cut) if memory else []),
     ]
     return Plan(lines=lines, warnings=warnings, found=found)
@@ -85,6 +92,30 @@ def _data(config: RunConfig, warnings: list[str]) -> tuple[record.Record | None,
         shards = ", ".join(f"{table} {len(commits)} shards" for table, commits in one.tables.items())
         lines.append(f"data         {one.source.name}: {one.source.url}, {shards}")
     return found, lines
+
+
+def _shards_in_memory(config: RunConfig, found: record.Record, world: int) -> list[str]:
+    """How much of the corpus workers hold to shuffle; ValueError if this machine has not so much. A cluster is not looked at."""
+    batch = config.batch
+    wanted = in_memory(batch, world)
+    worker_bytes = sum(min(wanted, len(one.shards)) * _shard_bytes(one) for one in found.sources)
+    there = None if os.environ.get("RAY_ADDRESS") else machine.available_bytes()
+    if there is not None and worker_bytes * world > there:
+        fit = next((n for n in LANES if n % world == 0 and worker_bytes * world * n / batch.lanes <= there), None)
+        cure = f"--set batch.lanes={fit}" if fit else "--set batch.window_shards=1"
+        raise ValueError(
+            f"{world} workers would hold up to {worker_bytes * world / GIB:.1f} GiB of shards ({batch.lanes} lanes, windows of "
+            f"{batch.window_shards} shards), and {there / GIB:.1f} GiB are available: {cure}, before the run begins: the order of "
+            "samples follows from it"
+        )
+    return [f"reading      up to {worker_bytes / GIB:.2f} GiB of shards in memory a worker"]
+
+
+def _shard_bytes(one: record.Tables) -> float:
+    """The mean size of some shards of images."""
+    dataset, commits = Dataset(one.source.url), one.tables["images"]
+    refs = dataset.load_commits([commits[shard] for shard in one.shards[:SIZED_SHARDS] if shard in commits])
+    return sum(dataset.store.size(ref.path) for ref in refs) / max(1, len(refs))
 
 
 def _memory(config: RunConfig, cut: Arithmetic) -> list[str]:

@@ -122,3 +122,17 @@ def test_what_cannot_start_says_why(place: Path, capsys: pytest.CaptureFixture[s
     assert encoder(place, "refused", *more) == 2
     assert words in capsys.readouterr().err
     assert not (place / "refused" / "run.json").exists()
+
+
+def test_shards_that_do_not_fit_into_memory_are_told_before_the_run(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from infra import machine
+
+    assert encoder(place, "fits", "--dry-run") == 0
+    assert "GiB of shards in memory a worker" in capsys.readouterr().out
+    monkeypatch.setattr(machine, "available_bytes", lambda: 1000)
+    assert encoder(place, "refused", "--dry-run") == 2
+    assert "GiB are available: --set batch.window_shards=1" in capsys.readouterr().err
+    monkeypatch.setenv("RAY_ADDRESS", "ray://elsewhere:10001")
+    assert encoder(place, "elsewhere", "--dry-run") == 0
