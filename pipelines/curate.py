@@ -5,7 +5,8 @@
     python pipelines/curate.py --input corpus/ --set rule.min_short_side=512      # selections alone are done again
 
 Workers measure (table `scores`); the driver derives from the scores what only the whole corpus can tell, percentiles and duplicates;
-then workers apply the rule (table `selections`). No pixel is moved, and a changed rule measures nothing again.
+then workers apply the rule (table `selections`). No pixel is moved, and a changed rule measures nothing again. A limit that the recipe
+leaves out is a JSON object: --set 'rule.noise={"percentile": 99, "at_least": 3, "at_most": 6}'; `none` leaves one out.
 """
 
 from __future__ import annotations
@@ -33,9 +34,10 @@ def main(argv: list[str]) -> int:
 
 def run(config: CurateConfig, options: RunOptions) -> int:
     """Measure, learn from the whole, select."""
+    check_models(config)
     dataset = Dataset(config.input)
     images = dataset.snapshot("images")
-    stage = Scores(max_pixels=config.max_pixels)
+    stage = Scores(max_pixels=config.max_pixels, models=config.models.identified())
     with shared_cluster():
         scores = run_stage(stage, source=dataset, inputs={"images": images}, output=dataset, options=options, workers=config.workers)
         if scores is None:
@@ -43,6 +45,14 @@ def run(config: CurateConfig, options: RunOptions) -> int:
             return 0
         select(config, dataset, scores, options)
     return 0
+
+
+def check_models(config: CurateConfig) -> None:
+    """A rule may judge only by what is measured. Raises ValueError."""
+    for one in config.rule.limits():
+        if one.model and getattr(config.models, one.model) is None:
+            raise ValueError(f"the rule judges by {one.measure!r} and no network measures it: set models.{one.model} to the path of its "
+                             f"weights (docs/data.md), or leave the limit out with --set rule.{one.measure}=none")
 
 
 def select(config: CurateConfig, dataset: Dataset, scores: Snapshot, options: RunOptions) -> None:

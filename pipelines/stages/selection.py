@@ -76,8 +76,26 @@ class SelectionRule:
 
     min_short_side: int
     near_radius: int
+    border_px: Threshold | None = field(default=None, metadata=judged(MAX, "border"))
+    seam: Threshold | None = field(default=None, metadata=judged(MAX, "straight_seam"))
+    repeats: Threshold | None = field(default=None, metadata=judged(MAX, "graphic"))
+    entropy: Threshold | None = field(default=None, metadata=judged(MIN, "few_tones"))
+    dark_share: Threshold | None = field(default=None, metadata=judged(MAX, "too_dark"))
+    bright_share: Threshold | None = field(default=None, metadata=judged(MAX, "too_bright"))
+    colourfulness: Threshold | None = field(default=None, metadata=judged(MIN, "no_colour"))
     flatness: Threshold | None = field(default=None, metadata=judged(MAX, "too_flat"))
     sharpness: Threshold | None = field(default=None, metadata=judged(MIN, "too_blurred"))
+    cutoff: Threshold | None = field(default=None, metadata=judged(MIN, "low_resolution"))
+    jpeg_quality: Threshold | None = field(default=None, metadata=judged(MIN, "low_jpeg_quality"))
+    bits_per_pixel: Threshold | None = field(default=None, metadata=judged(MIN, "few_bits"))
+    blockiness: Threshold | None = field(default=None, metadata=judged(MAX, "blocky"))
+    noise: Threshold | None = field(default=None, metadata=judged(MAX, "noisy"))
+    overshoot: Threshold | None = field(default=None, metadata=judged(MAX, "over_sharpened"))
+    face_count: Threshold | None = field(default=None, metadata=judged(MIN, "no_face", model="faces"))
+    face_px: Threshold | None = field(default=None, metadata=judged(MIN, "small_face", model="faces"))
+    nsfw: Threshold | None = field(default=None, metadata=judged(MAX, "nsfw", model="nsfw"))
+    watermark: Threshold | None = field(default=None, metadata=judged(MAX, "watermark", model="watermark"))
+    aesthetic: Threshold | None = field(default=None, metadata=judged(MIN, "not_aesthetic", model="aesthetic"))
 
     def limits(self) -> list[Limit]:
         """What this rule judges by, in the order of the reasons."""

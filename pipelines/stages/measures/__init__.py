@@ -1,0 +1,36 @@
+"""What is measured of a picture: pure functions of its pixels (`rgb_HWC`, uint8 sRGB, upright, native resolution) and its bytes.
+
+docs/data.md says what each column means, its range and its source, and shows how photographs are distributed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+MEASURES = (
+    "sharpness", "flatness", "noise", "overshoot", "cutoff", "blockiness", "jpeg_quality", "bits_per_pixel", "dark_share", "bright_share",
+    "entropy", "colourfulness", "saturation", "border_px", "seam", "repeats",
+)
+
+
+def measure(rgb_HWC: NDArray[Any], grey_HW: NDArray[Any], data: bytes) -> dict[str, float | None]:
+    """Every one of MEASURES of a picture, its luma (tiles.luma) and its encoded bytes; None where one does not apply."""
+    from pipelines.stages.measures import composition, compression, detail, edges, exposure, spectrum, tiles
+
+    steps = tiles.steps(grey_HW)
+    laplacian = detail.laplacian_tiles(grey_HW)
+    sigma = detail.noise(grey_HW)
+    levels = exposure.levels(grey_HW)
+    colours = exposure.some_colours(rgb_HWC)
+    return {
+        "sharpness": detail.sharpness(laplacian), "flatness": detail.flatness(grey_HW), "noise": sigma,
+        "overshoot": edges.overshoot(grey_HW), "cutoff": spectrum.cutoff(grey_HW, laplacian, sigma),
+        "blockiness": compression.blockiness(steps), "jpeg_quality": compression.jpeg_quality(data),
+        "bits_per_pixel": compression.bits_per_pixel(data, rgb_HWC),
+        "dark_share": exposure.dark_share(levels), "bright_share": exposure.bright_share(levels), "entropy": exposure.entropy(levels),
+        "colourfulness": exposure.colourfulness(colours), "saturation": exposure.saturation(colours),
+        "border_px": composition.border_px(grey_HW), "seam": composition.seam(steps), "repeats": composition.repeats(steps),
+    }

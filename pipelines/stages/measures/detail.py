@@ -1,0 +1,61 @@
+"""How much detail there is: sharpness, flatness, noise. Luma at native resolution: a blurred photograph that is scaled down looks sharp."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.stages.measures.tiles import bands, rounded, tile_mean, tile_variance
+
+SHARPNESS_PERCENTILE = 75  # choice: a portrait before a soft background is sharp where it matters
+FLAT_VARIANCE = 10.0  # measured: gradients of clear skies, plain walls and black lie below, of blurred things still above
+NOISE_TILE_PX = 32  # choice: small enough that most photographs hold some tiles without texture
+NOISE_PERCENTILE = 10  # choice: those tiles
+NOISE_KERNEL = np.array([1, -2, 1], np.float32)  # Immerkaer 1996, eq. 2: its outer product with itself
+NOISE_SCALE = np.sqrt(np.pi / 2) / 6  # Immerkaer 1996, eq. 4: from the mean magnitude to a standard deviation
+EXPOSED = (12, 243)  # choice: in tiles that are darker or brighter on average noise is cut off
+
+
+def laplacian_tiles(grey_HW: NDArray[Any]) -> NDArray[Any]:
+    """Variance of the Laplacian in each tile, float64 (rows, columns)."""
+    import cv2
+
+    return np.concatenate([tile_variance(cv2.Laplacian(band, cv2.CV_16S, ksize=1)[own]) for band, own in bands(grey_HW)])
+
+
+def sharpness(laplacian: NDArray[Any]) -> float:
+    """The 75th percentile of `laplacian_tiles` (0..255 grey levels); higher is sharper. Pech-Pacheco et al. 2000, by tile."""
+    return rounded(np.percentile(laplacian, SHARPNESS_PERCENTILE))
+
+
+def flatness(grey_HW: NDArray[Any]) -> float:
+    """The share of tiles (0..1) in which the Sobel gradient's magnitude hardly varies: sky, walls, blur, black."""
+    import cv2
+
+    def gradient(band_HW: NDArray[Any]) -> NDArray[Any]:
+        across_HW, down_HW = cv2.Sobel(band_HW, cv2.CV_32F, 1, 0, ksize=3), cv2.Sobel(band_HW, cv2.CV_32F, 0, 1, ksize=3)
+        return np.asarray(cv2.magnitude(across_HW, down_HW))
+
+    return rounded(np.mean(np.concatenate([tile_variance(gradient(band)[own]) for band, own in bands(grey_HW)]) < FLAT_VARIANCE))
+
+
+def noise(grey_HW: NDArray[Any]) -> float:
+    """Standard deviation of white noise in grey levels, from the tiles with the least texture (Immerkaer 1996, by tile).
+
+    0 where nothing is exposed. Strong compression wipes noise out of flat tiles; a picture that is texture all over (grass, gravel)
+    reads as noise.
+    """
+    import cv2
+
+    high, level = [], []
+    for band, own in bands(grey_HW):
+        band_HW = cv2.convertScaleAbs(cv2.sepFilter2D(band, cv2.CV_16S, NOISE_KERNEL, NOISE_KERNEL))
+        high.append(tile_mean(band_HW[own], NOISE_TILE_PX))
+        level.append(tile_mean(band[own], NOISE_TILE_PX))
+    brightness = np.concatenate(level)
+    exposed = (brightness > EXPOSED[0]) & (brightness < EXPOSED[1])
+    if not exposed.any():
+        return 0.0
+    return rounded(NOISE_SCALE * np.percentile(np.concatenate(high)[exposed], NOISE_PERCENTILE))

@@ -1,0 +1,60 @@
+"""Light and colour: clipping, entropy, colourfulness, saturation. Over every fourth row, or every eighth pixel in both directions:
+they are sums over the whole picture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.stages.measures.tiles import rounded
+
+ROWS, PIXELS = 4, 8  # choice: 260,000 grey levels and 16,000 colours of a picture of 1024 x 1024
+DARK, BRIGHT = 4, 251  # choice: what compression makes of 0 and 255
+OPPONENT = np.array([[1, -1, 0], [0.5, 0.5, -1]], np.float32)  # Hasler and Suesstrunk 2003, eq. 3 and 4
+
+
+def levels(grey_HW: NDArray[Any]) -> NDArray[Any]:
+    """float64 (256,): the share of the pixels at each grey level."""
+    import cv2
+
+    some_HW = np.ascontiguousarray(grey_HW[::ROWS])
+    counts = cv2.calcHist([some_HW], [0], None, [256], [0, 256]).ravel()
+    return np.asarray(counts.astype(np.float64) / some_HW.size)
+
+
+def dark_share(shares: NDArray[Any]) -> float:
+    """The share of `levels` (0..1) that is black."""
+    return rounded(shares[:DARK + 1].sum())
+
+
+def bright_share(shares: NDArray[Any]) -> float:
+    """The share of `levels` (0..1) that is white."""
+    return rounded(shares[BRIGHT:].sum())
+
+
+def entropy(shares: NDArray[Any]) -> float:
+    """Shannon entropy of `levels` in bits, 0..8: low for drawings, tables of text, and photographs of little but one tone."""
+    some = shares[shares > 0]
+    return rounded(max(-float((some * np.log2(some)).sum()), 0.0))
+
+
+def some_colours(rgb_HWC: NDArray[Any]) -> NDArray[Any]:
+    """Every eighth pixel of every eighth row."""
+    return np.ascontiguousarray(rgb_HWC[::PIXELS, ::PIXELS])
+
+
+def colourfulness(some_HWC: NDArray[Any]) -> float:
+    """Hasler and Suesstrunk 2003, M3: 0 for grey, 15 slightly, 45 quite, 100 extremely colourful."""
+    import cv2
+
+    mean, deviation = cv2.meanStdDev(cv2.transform(some_HWC.astype(np.float32), OPPONENT))
+    return rounded(np.hypot(*deviation.ravel()) + 0.3 * np.hypot(*mean.ravel()))
+
+
+def saturation(some_HWC: NDArray[Any]) -> float:
+    """Mean saturation (0..1) of the HSV model."""
+    import cv2
+
+    return rounded(cv2.mean(cv2.cvtColor(some_HWC, cv2.COLOR_RGB2HSV))[1] / 255)

@@ -1,0 +1,80 @@
+"""What the measures share: luma, bands of rows, means over tiles, steps between neighbours, rounding. H height, W width in pixels.
+
+Filters run over one band of tiles after another: it stays in the cache, and memory does not grow with the picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+TILE_PX = 128  # choice: larger than a face's features, smaller than a sky
+DIGITS = 5  # so that the last bits of one machine's vector instructions do not change a content digest
+
+
+def luma(rgb_HWC: NDArray[Any]) -> NDArray[Any]:
+    """uint8 HW, Rec. 601. Raises ValueError for what is not uint8 HWC."""
+    import cv2
+
+    if rgb_HWC.dtype != np.uint8 or rgb_HWC.ndim != 3 or rgb_HWC.shape[2] != 3 or 0 in rgb_HWC.shape:
+        raise ValueError(f"a picture of shape {rgb_HWC.shape} and type {rgb_HWC.dtype} came in, expected uint8 height x width x 3")
+    grey_HW: NDArray[Any] = cv2.cvtColor(rgb_HWC, cv2.COLOR_RGB2GRAY)
+    return grey_HW
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """How much neighbouring pixels differ, in grey levels 0..255, uint8."""
+
+    across_HW: NDArray[Any]  # width - 1 columns; column x lies between the pixels x and x + 1
+    down_HW: NDArray[Any]  # height - 1 rows
+
+
+def steps(grey_HW: NDArray[Any]) -> Steps:
+    """Absolute differences of neighbours; empty where a picture is one pixel wide or high."""
+    import cv2
+
+    height, width = grey_HW.shape
+    empty = np.zeros((0, 0), np.uint8)
+    return Steps(across_HW=cv2.absdiff(grey_HW[:, 1:], grey_HW[:, :-1]) if width > 1 else empty,
+                 down_HW=cv2.absdiff(grey_HW[1:], grey_HW[:-1]) if height > 1 else empty)
+
+
+def bands(grey_HW: NDArray[Any]) -> Iterator[tuple[NDArray[Any], slice]]:
+    """Bands of TILE_PX rows with the row above and the row below, where there are such; the slice names the band's own rows.
+
+    Rows below the last whole tile are left out; a picture lower than a tile is one band.
+    """
+    height = grey_HW.shape[0]
+    tall = min(height, TILE_PX)
+    for top in range(0, height - tall + 1, tall):
+        low, high = max(top - 1, 0), min(top + tall + 1, height)
+        yield grey_HW[low:high], slice(top - low, top - low + tall)
+
+
+def tile_mean(values_HW: NDArray[Any], tile_px: int = TILE_PX, *, squared: bool = False) -> NDArray[Any]:
+    """float64 mean (of the squares) in each whole tile of uint8, int16 or float32; what is narrower than a tile is one tile."""
+    import cv2
+
+    height, width = values_HW.shape
+    tall, wide = min(height, tile_px), min(width, tile_px)
+    columns = width // wide
+    how, kind = (cv2.REDUCE_SUM2, cv2.CV_32F) if squared else (cv2.REDUCE_SUM, cv2.CV_32S if values_HW.dtype == np.uint8 else cv2.CV_32F)
+    lines = [cv2.reduce(values_HW[top:top + tall], 0, how, dtype=kind) for top in range(0, height - tall + 1, tall)]
+    sums = np.concatenate(lines)[:, :columns * wide].astype(np.float64).reshape(len(lines), columns, wide).sum(axis=2)
+    mean: NDArray[Any] = sums / (tall * wide)
+    return mean
+
+
+def tile_variance(values_HW: NDArray[Any], tile_px: int = TILE_PX) -> NDArray[Any]:
+    """float64 variance in each whole tile."""
+    return np.maximum(tile_mean(values_HW, tile_px, squared=True) - tile_mean(values_HW, tile_px) ** 2, 0.0)
+
+
+def rounded(value: Any) -> float:
+    """A number with DIGITS significant digits."""
+    return float(f"{float(value):.{DIGITS}g}")

@@ -1,0 +1,70 @@
+"""Sharpness, flatness and noise: closed forms, and what they say of photographs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pipelines.stages.measures import detail, tiles
+from tests.unit.pipelines.stages.measures.pictures import crops
+
+cv2 = pytest.importorskip("cv2")
+
+
+def grey(value_HW: NDArray[np.generic]) -> NDArray[np.uint8]:
+    return np.asarray(value_HW, dtype=np.uint8)
+
+
+def sharpness(grey_HW: NDArray[np.uint8]) -> float:
+    return detail.sharpness(detail.laplacian_tiles(grey_HW))
+
+
+def test_sharpness_of_a_chessboard_is_its_closed_form() -> None:
+    chess_HW = grey(np.indices((256, 256)).sum(0) % 2 * 10)
+    # every Laplacian is +-4 * 10, the borders' (OpenCV reflects without the edge pixel) too: mean 0, variance 40^2
+    assert sharpness(chess_HW) == pytest.approx(1600, rel=1e-4)
+    assert sharpness(grey(np.full((256, 256), 77))) == 0
+
+
+def test_flatness_counts_tiles() -> None:
+    rng = np.random.default_rng(0)
+    half_HW = np.full((256, 512), 128)
+    half_HW[:, :256] = rng.integers(0, 256, (256, 256))
+    assert detail.flatness(grey(half_HW)) == 0.5 - 2 / 8  # the two tiles beside the noise hold its edge
+    assert detail.flatness(grey(np.full((100, 60), 3))) == 1  # smaller than a tile: one tile
+    ramp_HW = np.broadcast_to(np.arange(512) / 2, (256, 512))
+    assert detail.flatness(grey(ramp_HW)) == 1  # an even gradient is as flat as a clear sky
+
+
+@pytest.mark.parametrize("sigma", [2, 5, 15])
+def test_noise_of_known_strength_is_found(sigma: float) -> None:
+    noisy_HW = np.random.default_rng(1).normal(128, sigma, (512, 512)).round()
+    assert detail.noise(grey(noisy_HW)) == pytest.approx(np.hypot(sigma, np.sqrt(1 / 12)), rel=0.06)  # the lowest tenth of 256 tiles
+
+
+def test_noise_is_not_asked_of_what_is_black_or_white() -> None:
+    assert detail.noise(grey(np.zeros((256, 256)))) == 0
+    half_HW = np.random.default_rng(1).normal(128, 5, (256, 256))
+    half_HW[:, :160] = 255
+    assert detail.noise(grey(half_HW)) == pytest.approx(5, rel=0.1)
+
+
+def test_bands_give_what_the_whole_picture_gives() -> None:
+    """The rows above and below a band are those of the picture, so no filter sees an edge that is none."""
+    grey_HW = tiles.luma(crops()[0])[:300, :400]
+    whole_HW = cv2.Laplacian(grey_HW, cv2.CV_64F, ksize=1)
+    expected = [[whole_HW[y:y + 128, x:x + 128].var() for x in (0, 128, 256)] for y in (0, 128)]
+    np.testing.assert_allclose(detail.laplacian_tiles(grey_HW), expected, rtol=1e-5)  # sums in float32
+
+
+def test_what_lies_beside_whole_tiles_does_not_count() -> None:
+    flat_HW = np.full((130, 130), 9)
+    flat_HW[129, 129] = 255
+    assert sharpness(grey(flat_HW)) == 0
+
+
+def test_what_is_no_picture_is_refused() -> None:
+    for wrong in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)):
+        with pytest.raises(ValueError, match="expected uint8"):
+            tiles.luma(wrong)
