@@ -18,6 +18,7 @@ from PIL import Image, ImageCms, ImageOps
 
 from supir_model import images
 from supir_model.images import ImageError, decode, sniff
+from tests.helpers import photographs
 
 ROOT = Path(__file__).resolve().parents[3]
 PHOTOS = ROOT / "examples" / "photos"
@@ -256,3 +257,44 @@ def test_every_example_is_what_its_table_says() -> None:
             assert caught.value.code == row["role"]
         else:
             assert decode(data).rgb_HWC.ndim == 3
+
+
+# ---------------------------------------------------------------- the fast path of whole JPEGs
+
+
+def _by_pillow(data: bytes, monkeypatch: pytest.MonkeyPatch) -> np.ndarray | str:
+    with monkeypatch.context() as patch:
+        patch.setattr(images, "_plain_jpeg", lambda *_: None)
+        return _decoded(data)
+
+
+def _decoded(data: bytes) -> np.ndarray | str:
+    try:
+        return images.decode(data).rgb_HWC
+    except images.ImageError as error:
+        return error.code
+
+
+@pytest.mark.parametrize("how", [{"quality": 95}, {"quality": 60, "progressive": True}, {"quality": 80, "subsampling": 0},
+                                 {"quality": 75, "restart_marker_blocks": 3}])  # fmt: skip
+def test_a_jpeg_has_the_pixels_that_pillow_gives_it_whole_or_damaged(how: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenCV and Pillow carry the same libjpeg-turbo: the way that a file takes must not show, whatever befell it."""
+    rng = np.random.default_rng(4)
+    for path in photographs(3):
+        with Image.open(path) as image:
+            small = image.convert("RGB")
+        small.thumbnail((130, 130))
+        sink = io.BytesIO()
+        exif = Image.Exif()
+        exif[images.ORIENTATION_TAG] = 6
+        small.save(sink, "JPEG", exif=exif, **how)
+        whole = sink.getvalue()
+        start = whole.index(b"\xff\xda") + 14  # the header is tested above
+        for case in range(8):
+            data = bytearray(whole)
+            if case:
+                data[int(rng.integers(start, len(data) - 2))] = int(rng.integers(0, 255))
+            ours, pillows = _decoded(bytes(data)), _by_pillow(bytes(data), monkeypatch)
+            assert type(ours) is type(pillows)
+            assert np.array_equal(ours, pillows)
+        assert _decoded(whole[: len(whole) // 2]) == "truncated"
