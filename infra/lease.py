@@ -24,6 +24,7 @@ from pathlib import Path
 from infra.storage import NotFound, StorageError, Store
 
 RENEW_S = 5.0  # choice: a small object every five seconds
+_OURS: set[str] = set()  # attempts that this very process holds
 PATIENCE_S = 20.0  # choice: a holder that misses four renewals, or whose storage is away for so long, is taken for dead
 
 
@@ -71,9 +72,11 @@ class _Held:
             self.store.delete(self._key(self.renewals - 1))
 
     def keep(self) -> None:
+        _OURS.add(self.attempt)
         self._thread.start()
 
     def release(self) -> None:
+        _OURS.discard(self.attempt)
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -93,7 +96,8 @@ class _Held:
 
     def _lives(self, holder: Holder, attempt: str, renewals: int) -> bool:
         if holder.host == socket.gethostname():
-            return _started(holder.pid) == holder.started
+            here = holder.pid == os.getpid() and _started(holder.pid) == holder.started
+            return attempt in _OURS if here else _started(holder.pid) == holder.started
         print(f"a job on {holder.host} was at work here: watching for {PATIENCE_S:.0f} s whether it still is", flush=True)
         until = time.monotonic() + PATIENCE_S
         while time.monotonic() < until:

@@ -63,6 +63,18 @@ class Recent(Generic[T]):
         return value
 
 
+class Rows:
+    """A shard's rows by image id; the last of several with one id."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self._table = table.combine_chunks()  # bytes stay in Arrow's memory until a row is asked for
+        self._index = {image_id: i for i, image_id in enumerate(table.column("image_id").to_pylist())}
+
+    def __getitem__(self, image_id: str) -> dict[str, Any]:
+        i = self._index[image_id]
+        return {name: self._table.column(name)[i].as_py() for name in self._table.column_names}
+
+
 class SourceReader:
     """The rows of one source of the mixture, by shard and image id, as the run's record fixed them."""
 
@@ -73,7 +85,7 @@ class SourceReader:
         self._dataset = Dataset(one.source.url)
         self._taken_down = self._dataset.takedowns()
         self._seed, self._options = seed, options
-        self._tables: Recent[dict[str, dict[str, Any]]] = Recent(shards_in_memory)
+        self._tables: Recent[Rows] = Recent(shards_in_memory)
         self._usable: dict[int, tuple[str, ...]] = {}
         self._lanes: dict[int, tuple[sequence.LaneOrder, list[sequence.Unit]]] = {}
 
@@ -155,18 +167,15 @@ class SourceReader:
     def _held_out(self, image_id: str) -> bool:
         return self._options.exclude_heldout and is_held_out(image_id)
 
-    def _rows(self, table: str, shard: int) -> dict[str, dict[str, Any]]:
-        def load() -> dict[str, dict[str, Any]]:
-            return {row["image_id"]: row for row in self._read(table, shard, _COLUMNS[table]).to_pylist()}
-
-        return self._tables.get((table, shard), load)
+    def _rows(self, table: str, shard: int) -> Rows:
+        return self._tables.get((table, shard), lambda: Rows(self._read(table, shard, _COLUMNS[table])))
 
     def _read(self, table: str, shard: int, columns: list[str]) -> pa.Table:
+        """Those of the columns that the shard has."""
         commit = self._commits[table].get(self._shards[shard])
         if commit is None:  # the table does not have this shard (yet): no row of it is usable
             return pa.table({name: pa.array([], pa.string()) for name in columns})
-        rows = self._dataset.read(self._dataset.load_commits([commit])[0])
-        return rows.select([name for name in columns if name in rows.column_names])
+        return self._dataset.read(self._dataset.load_commits([commit])[0], columns)
 
 
 _COLUMNS = {"images": ["image_id", "source_id", "bytes", "parent_image_id"], "captions": ["image_id", "caption"]}
@@ -187,11 +196,7 @@ class Batches:
         from supir_model import degradation
 
         seed, options = self._seed, self._options
-        turn, lane = divmod(position, options.lanes)
-        source, index = sequence.draw_source(seed, lane, turn, self._parts)
-        reader = self._sources[source]
-        row = reader.row(lane, index)
-        gt_HWC = self._crop(row, position)
+        reader, row, gt_HWC = self.ground_truth(position)
         drawn = degradation.draw(options.degradation, seed, position, options.crop_px)
         return Sample(
             position=position,
@@ -203,6 +208,13 @@ class Batches:
             timestep=int(sequence.uniform(seed, "timestep", position) * TIMESTEPS),
             noise_seed=sequence.key(seed, "noise", position) >> 1,
         )
+
+    def ground_truth(self, position: int) -> tuple[SourceReader, dict[str, Any], np.ndarray[Any, Any]]:
+        """The source, the row and the crop (uint8 HWC) of one position."""
+        turn, lane = divmod(position, self._options.lanes)
+        source, index = sequence.draw_source(self._seed, lane, turn, self._parts)
+        row = self._sources[source].row(lane, index)
+        return self._sources[source], row, self._crop(row, position)
 
     def fixed(self, count: int) -> list[Sample]:
         """Samples that never change, of the first source: centre crops of held-out pictures, one degradation for each."""
@@ -235,7 +247,7 @@ class Batches:
         rgb_HWC = self._decoded.get(row["image_id"], lambda: self._decode(row), lambda image: image.nbytes)
         draw = [sequence.uniform(self._seed, purpose, position) for purpose in ("crop top", "crop left", "flip")]
         rgb_HWC = images.crop(rgb_HWC, self._options.crop_px, u_y=draw[0], u_x=draw[1])
-        return np.ascontiguousarray(rgb_HWC[:, ::-1]) if self._options.flip and draw[2] < 0.5 else rgb_HWC
+        return images.mirror(rgb_HWC) if self._options.flip and draw[2] < 0.5 else rgb_HWC
 
     def _decode(self, row: dict[str, Any]) -> np.ndarray[Any, Any]:
         try:

@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from infra import s3 as s3_module
+from infra import versions
 from infra.dataset import Dataset
+from infra.lease import InUse, lease
 from infra.storage import NotFound, StorageError, open_store
 from tests.helpers import ROOT, S3Server, images_dataset, photographs, wait_until
 from tests.toys import Measure, run_here, toy_images
@@ -207,3 +209,15 @@ def test_writers_outlast_a_server_that_is_killed_and_started_again(s3: str, s3_s
     for key in created:
         assert store.read(f"commits/{key}") == key.encode()
     assert not store.create(f"commits/{created[0]}", b"another"), "a commit outlasts the kill of its server"
+
+
+def test_a_copy_to_a_bucket_is_equal_and_a_lease_there_holds(s3: str, tmp_path: Path) -> None:
+    source, images = images_dataset(str(tmp_path / "corpus"), photographs(4), per_shard=2)
+    target = Dataset(f"{s3}/copy")
+    assert list(versions.copy(source, target, {"images": images}))[-1][:2] == (2, 2)
+    assert target.snapshot("images") == images
+    assert [target.read(ref).equals(source.read(ref)) for ref in images.shards.values()] == [True, True]
+    with lease(target.store, "images"):
+        with pytest.raises(InUse, match="another job is at work on table 'images'"), lease(target.store, "images"):
+            pass
+    assert list(target.store.list("leases")) == []

@@ -221,6 +221,12 @@ def test_sizes() -> None:
         images.crop(rgb_HWC, 49)
 
 
+def test_a_mirror_is_numpys() -> None:
+    rgb_HWC = np.random.default_rng(0).integers(0, 256, (7, 5, 3), dtype=np.uint8)
+    assert np.array_equal(images.mirror(rgb_HWC), rgb_HWC[:, ::-1])
+    assert images.mirror(rgb_HWC).flags.c_contiguous
+
+
 def test_ranges_and_layouts() -> None:
     rgb_HWC = np.asarray(photo())
     unit = images.rgb_to_unit([rgb_HWC, rgb_HWC])
