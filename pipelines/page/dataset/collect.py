@@ -33,7 +33,10 @@ def collect(config: DatasetReportConfig) -> DatasetPage:
         raise NoSuchTable(f"{config.input} holds no dataset: run pipelines/ingest.py first, or pass the folder that it wrote with --input")
     sample = Sample(dataset, statistics=config.statistics_shards, pictures=config.picture_shards)
     thresholds = limits(rule_of(dataset), sample.fates.values(), sample.measures)
-    near = {name: measure.next_to(sample.measures[name], sample.source_ids, found, sample.images) for name, found in thresholds.items()}
+    near = {
+        name: measure.next_to(sample.measures[name], sample.reasons, sample.source_ids, found, sample.images)
+        for name, found in thresholds.items()
+    }
     fates = by_fate(sample, config.most)
     wanted = {one for ids in (*near.values(), *fates.values()) for one in ids} | set(winners(sample).values())
     pictures = sample.pictures(wanted)
@@ -87,7 +90,7 @@ def measures(
     for name in names:
         values = dict(zip(sample.source_ids, sample.measures[name].tolist(), strict=True))
         shown = measure.beside(near.get(name, []), values, sample.fates, pictures)
-        found.append(measure.distribution(name, sample.measures[name], sample.kept, thresholds.get(name, []), shown))
+        found.append(measure.distribution(name, sample.measures[name], sample.reasons, thresholds.get(name, []), shown))
     return found
 
 

@@ -27,12 +27,16 @@ class Limit:
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """One measure over the sample: counts by bin, kept and not, its thresholds, and the pictures nearest to them."""
+    """One measure over the sample: counts by bin, its thresholds, and the pictures nearest to them.
+
+    `rejected` are the rows that these thresholds rejected, `others` those that were rejected for another reason.
+    """
 
     name: str
     edges: list[float]  # one more than the bins; the outer bins hold what lies beyond
     kept: list[int]
     rejected: list[int]
+    others: list[int]
     logarithmic: bool
     limits: list[Limit] = field(default_factory=list)
     near: list[Shown] = field(default_factory=list)  # sorted by value

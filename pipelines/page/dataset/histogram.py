@@ -14,16 +14,17 @@ PLOT_W, PLOT_H = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 
 def draw(measure: Measure) -> Html:
     """The figure, with a sentence for those who do not see it."""
-    highest = max([a + b for a, b in zip(measure.kept, measure.rejected, strict=True)] + [1])
-    width = PLOT_W / len(measure.kept)
+    stacks = list(zip(measure.kept, measure.rejected, measure.others, strict=True))
+    highest = max([sum(stack) for stack in stacks] + [1])
+    width = PLOT_W / len(stacks)
     bars = []
-    for n, (kept, lost) in enumerate(zip(measure.kept, measure.rejected, strict=True)):
-        x, tall, more = LEFT + n * width, PLOT_H * kept / highest, PLOT_H * lost / highest
-        foot = TOP + PLOT_H
-        if kept:
-            bars.append(_bar(x, foot - tall, width, tall, "kept"))
-        if lost:
-            bars.append(_bar(x, foot - tall - more, width, more, "rejected"))
+    for n, stack in enumerate(stacks):
+        foot = float(TOP + PLOT_H)
+        for count, kind in zip(stack, ("kept", "rejected", "others"), strict=True):
+            if count:
+                tall = PLOT_H * count / highest
+                foot -= tall
+                bars.append(_bar(LEFT + n * width, foot, width, tall, kind))
     axis = tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=TOP + PLOT_H, y2=TOP + PLOT_H, class_="grid")
     drawing = tag(
         "svg", tag("title", describe(measure)), *bars, axis, _ends(measure), *_limits(measure), viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img"
@@ -36,7 +37,13 @@ def describe(measure: Measure) -> str:
     """The figure in one sentence."""
     said = "".join(f"; {limit.reason} {'below' if limit.side == 'min' else 'above'} {limit.value:.4g}" for limit in measure.limits)
     ends = f"from {measure.edges[0]:.4g} to {measure.edges[-1]:.4g}"
-    return f"{measure.name}: {sum(measure.kept)} kept, {sum(measure.rejected)} not, {ends}{said}"
+    counts = f"{sum(measure.kept)} kept, {sum(measure.rejected)} rejected by it, {sum(measure.others)} for other reasons"
+    return f"{measure.name}: {counts}, {ends}{said}"
+
+
+def number(value: float) -> str:
+    """Three digits, and no exponent where a person would write none."""
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.3g}"
 
 
 def _bar(x: float, y: float, width: float, height: float, kind: str) -> Html:
@@ -49,7 +56,7 @@ def _ends(measure: Measure) -> Html:
     low, high = measure.edges[0], measure.edges[-1]
     middle = math.sqrt(low * high) if measure.logarithmic else (low + high) / 2
     places = ((low, LEFT, "start"), (middle, LEFT + PLOT_W / 2, "middle"), (high, WIDTH - RIGHT, "end"))
-    return join(tag("text", f"{v:.3g}", x=f"{x:.0f}", y=HEIGHT - 8, text_anchor=anchor, class_="tick") for v, x, anchor in places)
+    return join(tag("text", number(v), x=f"{x:.0f}", y=HEIGHT - 8, text_anchor=anchor, class_="tick") for v, x, anchor in places)
 
 
 def _limits(measure: Measure) -> list[Html]:
@@ -62,7 +69,7 @@ def _limits(measure: Measure) -> list[Html]:
             share = (limit.value - low) / (high - low)
         x = LEFT + PLOT_W * min(max(share, 0.0), 1.0)
         arrow = "◂ " if limit.side == "min" else ""
-        label = f"{arrow}{words(limit.reason)} {'<' if limit.side == 'min' else '>'} {limit.value:.3g}" + (
+        label = f"{arrow}{words(limit.reason)} {'<' if limit.side == 'min' else '>'} {number(limit.value)}" + (
             " ▸" if limit.side == "max" else ""
         )
         anchor = "start" if share < 0.5 else "end"

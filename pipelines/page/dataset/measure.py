@@ -16,10 +16,15 @@ LOGARITHMIC_SPREAD = 50.0  # choice: from here on a linear axis shows one bar
 NEAR = 4  # choice: pictures on each side of a threshold
 
 
-def distribution(name: str, values: NDArray[Any], kept: NDArray[Any], limits: Iterable[Limit] = (), near: Iterable[Shown] = ()) -> Measure:
-    """Counts by bin; the outer half per cent on each side is counted in the outer bins, so that one outlier does not flatten the rest."""
+def distribution(
+    name: str, values: NDArray[Any], reasons: NDArray[Any], limits: Iterable[Limit] = (), near: Iterable[Shown] = ()
+) -> Measure:
+    """Counts by bin; `reasons` says of each value why its row was rejected, "" for kept.
+
+    The outer half per cent on each side is counted in the outer bins, so that one outlier does not flatten the rest.
+    """
     there = np.isfinite(values)
-    values, kept, limits = values[there], kept[there], list(limits)
+    values, reasons, limits = values[there], reasons[there], list(limits)
     low, high = np.percentile(values, [0.5, 99.5])
     inside = [limit.value for limit in limits if np.isfinite(limit.value)]
     low, high = min([low, *inside]), max([high, *inside])
@@ -28,21 +33,29 @@ def distribution(name: str, values: NDArray[Any], kept: NDArray[Any], limits: It
         low, high = low - 0.5, high + 0.5
     edges = np.geomspace(low, high, BINS + 1) if logarithmic else np.linspace(low, high, BINS + 1)
     clipped = np.clip(values, edges[0], edges[-1])
-    counts = [np.histogram(clipped[mask], edges)[0].tolist() for mask in (kept, ~kept)]
+    kept, here = reasons == "", np.isin(reasons, [limit.reason for limit in limits])
+    counts = [np.histogram(clipped[mask], edges)[0].tolist() for mask in (kept, here, ~kept & ~here)]
     return Measure(
-        name=name, edges=edges.tolist(), kept=counts[0], rejected=counts[1], logarithmic=logarithmic, limits=limits, near=list(near)
-    )
+        name=name, edges=edges.tolist(), kept=counts[0], rejected=counts[1], others=counts[2], logarithmic=logarithmic, limits=limits,
+        near=list(near),
+    )  # fmt: skip
 
 
-def next_to(values: NDArray[Any], source_ids: list[str], limits: Iterable[Limit], among: Iterable[str], count: int = NEAR) -> list[str]:
-    """source_ids of the rows nearest to each threshold on both sides, of those `among` the pictures, sorted by value."""
+def next_to(
+    values: NDArray[Any], reasons: NDArray[Any], source_ids: list[str], limits: Iterable[Limit], among: Iterable[str], count: int = NEAR
+) -> list[str]:
+    """source_ids of the rows nearest to each threshold on both sides, of those `among` the pictures, sorted by value.
+
+    Rows that were kept, or rejected by this very threshold, come before those that another reason has taken out anyway.
+    """
     shown = set(among)
     rows = np.array([i for i, one in enumerate(source_ids) if one in shown and np.isfinite(values[i])], dtype=int)
     chosen: set[int] = set()
     for limit in limits:
         distance = values[rows] - limit.value
+        foreign = ~np.isin(reasons[rows], ["", limit.reason])
         for side in (distance < 0, distance >= 0):
-            nearest = rows[side][np.argsort(np.abs(distance[side]), kind="stable")[:count]]
+            nearest = rows[side][np.lexsort((np.abs(distance[side]), foreign[side]))[:count]]
             chosen |= set(nearest.tolist())
     return [source_ids[i] for i in sorted(chosen, key=lambda i: (values[i], source_ids[i]))]
 

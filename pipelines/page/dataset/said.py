@@ -56,7 +56,8 @@ def tokens(counted: list[int | None]) -> measure.Measure | None:
     if not len(values):
         return None
     limit = measure.Limit(reason="one window of CLIP", value=float(CLIP_TOKENS), side="max")
-    return measure.distribution("CLIP tokens of a caption", values, values <= CLIP_TOKENS, [limit])
+    beyond = np.where(values > CLIP_TOKENS, limit.reason, "")
+    return measure.distribution("CLIP tokens of a caption", values, beyond, [limit])
 
 
 def shown(sample: Sample, rows: list[dict[str, str]], pictures: dict[str, Picture], most: int) -> list[Shown]:

@@ -82,9 +82,9 @@ class Sample:
         return ids
 
     @cached_property
-    def kept(self) -> NDArray[Any]:
-        """Whether a row of `measures` was kept; all are where nothing was selected yet."""
-        return np.array([self.fates.get(one, {"accepted": not self.fates})["accepted"] for one in self.source_ids], dtype=bool)
+    def reasons(self) -> NDArray[Any]:
+        """Why a row of `measures` was rejected; "" where it was kept, or nothing was selected yet."""
+        return np.array([self.fates.get(one, {"reason": ""})["reason"] for one in self.source_ids], dtype=object)
 
     @cached_property
     def images(self) -> dict[str, Row]:

@@ -70,7 +70,7 @@ def _measures(page: DatasetPage) -> Html:
         )
     lead = (
         "Is a threshold right? Look at the pictures beside it: those on its wrong side (framed) should be bad, those on its right side "
-        "worth learning from. Bars are kept rows, with what was not kept, for whatever reason, on top of them."
+        "worth learning from. Bars are kept rows, on top of them those that this threshold rejects, and pale what goes for another reason."
     )
     judged = [one for one in page.measures if one.limits]
     others = [one for one in page.measures if not one.limits]

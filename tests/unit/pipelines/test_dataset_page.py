@@ -112,7 +112,7 @@ def test_thresholds_are_those_of_the_selection(page: DatasetPage, dataset: Datas
     assert found["short_side"] == Limit(reason="too_small", value=rule.min_short_side, side="min")
     assert {name: limit.value for name, limit in found.items() if name != "short_side"} == pytest.approx(facts.limits, rel=5e-3)
     for one in page.measures:
-        assert sum(one.kept) + sum(one.rejected) <= 10
+        assert sum(one.kept) + sum(one.rejected) + sum(one.others) <= 10
         assert len(one.edges) == len(one.kept) + 1
     short = next(one for one in page.measures if one.name == "short_side")
     assert [shown.kept for shown in short.near][:1] == [False], "the smallest picture lies on the wrong side"
@@ -138,7 +138,7 @@ def test_a_large_dataset_is_sampled_and_says_so(dataset: Dataset) -> None:
     page = collect(config)
     assert "come from 2 of 3 shards" in page.sample
     assert dict(page.figures)["read"] == "10", "counts are whole"
-    assert max(sum(one.kept) + sum(one.rejected) for one in page.measures) <= 2 * PER_SHARD
+    assert max(sum(one.kept) + sum(one.rejected) + sum(one.others) for one in page.measures) <= 2 * PER_SHARD
     assert evenly([str(n) for n in range(10)], 3) == ["0", "3", "6"]
     assert len(Sample(dataset, statistics=2, pictures=1).images) == PER_SHARD
 
@@ -155,11 +155,13 @@ def test_the_card_names_files_and_fields(page: DatasetPage, dataset: Dataset) ->
 
 
 def test_odd_values() -> None:
-    values, kept = np.array([1.0, np.nan, 1.0, 1e4, 3.0]), np.array([True, True, False, True, False])
-    found = measure.distribution("x", values, kept, [Limit(reason="low", value=2.0, side="min")])
-    assert (sum(found.kept), sum(found.rejected), found.logarithmic) == (2, 2, True)
-    assert measure.distribution("flat", np.array([5.0, 5.0]), kept[:2]).edges[0] < 5
-    assert measure.next_to(values, list("abcde"), [Limit(reason="low", value=2.0, side="min")], "abcde", count=1) == ["a", "e"]
+    values, reasons = np.array([1.0, np.nan, 1.0, 1e4, 3.0]), np.array(["", "", "low", "", "other"], dtype=object)
+    found = measure.distribution("x", values, reasons, [Limit(reason="low", value=2.0, side="min")])
+    assert (sum(found.kept), sum(found.rejected), sum(found.others), found.logarithmic) == (2, 1, 1, True)
+    assert measure.distribution("flat", np.array([5.0, 5.0]), reasons[:2]).edges[0] < 5
+    limit = Limit(reason="low", value=2.0, side="min")
+    assert measure.next_to(values, reasons, list("abcde"), [limit], "abcde", count=1) == ["a", "d"], "e went for another reason"
+    assert measure.next_to(values, reasons, list("abcde"), [limit], "abce", count=1) == ["a", "e"], "but nothing else is there"
     assert origin("s3://bucket/x") == "s3://bucket"
     assert origin("/home/x") == "local files"
 
