@@ -12,7 +12,7 @@ from supir_model.exact_vae import HOLD_BYTES
 from supir_model.presets import NetworkPreset, SamplingPreset, get_network
 from supir_model.prior import PRIOR_FILE
 
-IMAGE_BYTES = 80  # measured: bytes a pixel of the working size that whole pictures and latents take (docs/results/memory.md)
+IMAGE_BYTES = 80  # choice: bytes a pixel of the working size for whole pictures and latents; measured 55 (docs/results/memory.md)
 FIXED_BYTES = 100 * 2**20  # measured: what libraries take for themselves and an allocator does not give back (docs/results/memory.md)
 VAE_WIDTHS = 16  # measured: activations of the full size and first width that a decoder holds at once, with what its convolutions take
 UNET_WIDTHS = 32  # measured: the same of a UNet at the latent's size; the tiny one 25 to 31
