@@ -61,6 +61,7 @@ def test_the_counter_counts_what_the_shapes_say() -> None:
     assert work.text == 0
 
 
+@pytest.mark.integration  # seconds each
 @pytest.mark.parametrize(("network", "forward", "total"), [("sdxl_release", 2.381, 7.18), ("sdxl_paper", 2.100, 6.35)])
 def test_work_of_a_sample_at_full_size(network: str, forward: float, total: float) -> None:
     """SDXL at 512 px: UNet 1.589, adaptor 0.690 (half 0.408), connectors 0.102, two encodings of 1.12, text 0.11 TFLOP."""
@@ -138,6 +139,7 @@ def bench_config() -> tuple[Any, Arithmetic, Any]:
     return config, Arithmetic(world=1, per_worker=4, micro_batch=4, accumulation=1), net
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
 def test_memory_is_what_a_real_step_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     import supir_model.presets as presets
