@@ -81,6 +81,7 @@ class Captions:
     repeated: list[Share]  # captions that stand under more than one picture, but for case and digits
     shown: list[Shown]
     rejected: list[Share]
+    refused: list[Shown]  # pictures whose caption was rejected, with the reason and what was said
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ MOST_WORDS, MOST_REPEATED = 40, 8  # choice: what is read at a glance
 WORD = re.compile(r"[^\W\d_]{4,}")  # shorter ones say nothing of the picture
 COMMON = frozenset(("this", "that", "with", "from", "there", "their", "which", "while", "image", "photo", "photograph", "picture", "also"))
 CLIP_TOKENS = 77
+NOT_ASKED = "not_selected"  # a row that curation had rejected: no fault of a caption
 SHOWN_CHARS = 400
 
 
@@ -36,7 +37,8 @@ def captions(sample: Sample, pictures: dict[str, Picture], most: int) -> Caption
         words=[Share(label=word, count=count) for word, count in said.most_common(MOST_WORDS)],
         repeated=[Share(label=shorten(text, 160), count=count) for text, count in twice.most_common(MOST_REPEATED) if count > 1],
         shown=shown(sample, rows, pictures, most),
-        rejected=[Share(label=one.reason, count=one.count) for one in losses(ledger) if one.reason != "not_selected"],
+        rejected=[Share(label=one.reason, count=one.count) for one in losses(ledger) if one.reason != NOT_ASKED],
+        refused=refused(sample, pictures, most),
     )
 
 
@@ -68,3 +70,14 @@ def shown(sample: Sample, rows: list[dict[str, str]], pictures: dict[str, Pictur
         for row in rows
         if row["image_id"] in of_image
     ][:most]
+
+
+def refused(sample: Sample, pictures: dict[str, Picture], most: int) -> list[Shown]:
+    """Rejected captions beside their pictures, of those that are opened anyway."""
+    found = [
+        Shown(picture=pictures[outcome.row_id], kept=False, note=f"{outcome.reason}: {shorten(outcome.detail, SHOWN_CHARS)}")
+        for ref in sample.refs("captions", sample.picture_shards)
+        for outcome in sample.dataset.outcomes(ref)
+        if outcome.reason != NOT_ASKED and outcome.row_id in pictures
+    ]
+    return sorted(found, key=lambda one: one.note)[:most]

@@ -130,6 +130,7 @@ def _captions(captions: Captions | None) -> Html:
             "p", f"{captions.rows:,} captions by ", ", ".join(f"{one.label} ({one.count:,} of the sample)" for one in captions.engines), "."
         ),
         _shares("Rejected", captions.rejected) if captions.rejected else "",
+        tag("div", *map(_shown, captions.refused), class_="sheet") if captions.refused else "",
         lengths,
         tag("h3", "Most common words"),
         cloud,

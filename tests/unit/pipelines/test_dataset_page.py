@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from infra import versions
 from infra.dataset import Dataset, NoSuchTable, Snapshot, hash_config
 from infra.ledger import Ledger, Outcome
 from pipelines import corpus_facts
@@ -174,6 +175,32 @@ def test_odd_values() -> None:
 def test_a_folder_without_a_dataset_teaches(tmp_path: Path) -> None:
     with pytest.raises(NoSuchTable, match=r"run pipelines/ingest\.py first"):
         collect(DatasetReportConfig(input=str(tmp_path), output="unused"))
+
+
+def test_rejected_captions_stand_beside_their_pictures(dataset: Dataset, tmp_path: Path) -> None:
+    copied = Dataset(str(tmp_path / "copy"))
+    tables = {table: dataset.snapshot(table) for table in ("inputs", "images", "scores", "selections")}
+    list(versions.copy(dataset, copied, tables))
+    [first, *_] = tables["images"].shards
+    source_id = copied.read(tables["images"].shards[first], ["source_id"])["source_id"][0].as_py()
+    outcomes = [Outcome(source_id, "rejected", "refusal", HOSTILE), Outcome("other", "rejected", "not_selected", "")]
+    data = pa.Table.from_pylist([{"image_id": "i", "caption": "a dog", "engine": "e", "model": "", "clip_tokens": 4}])
+    ref = copied.commit(
+        table="captions",
+        version="1",
+        shard=first,
+        key="k",
+        data=data,
+        outcomes=outcomes,
+        ledger=Ledger.of(3, 1, outcomes),
+        inputs={},
+        stage_version=1,
+    )
+    copied.publish("captions", "1", [ref], {})
+    found = collect(DatasetReportConfig(input=copied.store.url, output="unused")).captions
+    assert found is not None
+    assert [(share.label, share.count) for share in found.rejected] == [("refusal", 1)]
+    assert [one.note for one in found.refused] == [f"refusal: {HOSTILE}"]
 
 
 def test_only_ingested(tmp_path: Path) -> None:
