@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Makes docs/pictures/degradation.png: the centre of one photograph under every preset, several draws of the drawn ones.
+"""Makes the pictures of docs/.
 
-python docs/make_pictures.py
+python docs/make_pictures.py                      degradation.png: the centre of one photograph under every preset
+python docs/make_pictures.py measures FOLDER      measures.png: how the photographs of a folder measure, with the limits of two recipes
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ sys.path.insert(0, str(ROOT))
 PHOTO = ROOT / "examples" / "photos" / "two_dogs_at_a_window.jpg"
 CELLS = ["original", "x4", "x8", "blur2_x4", "x4_noise40", "blur2_x4_noise20_jpeg50",
          "real_esrgan 0", "real_esrgan 1", "real_esrgan 2", "real_esrgan 3", "light_stablesr 0", "light_stablesr 1"]  # fmt: skip
+WIDE = ("sharpness", "noise", "blockiness", "bits_per_pixel")  # shown on a logarithmic axis
 SIZE_PX, SHOWN_PX, LABEL_PX, COLUMNS = 512, 232, 18, 4
 
 
@@ -33,7 +35,7 @@ def cell(rgb_HWC: np.ndarray, label: str) -> Image.Image:
     return picture
 
 
-def main() -> int:
+def degradation() -> Path:
     from supir_model.images import crop, decode
 
     rgb_HWC = crop(decode(PHOTO.read_bytes()).rgb_HWC, SIZE_PX, u_y=0.38, u_x=0.4)
@@ -45,9 +47,49 @@ def main() -> int:
     out = ROOT / "docs" / "pictures" / "degradation.png"
     out.parent.mkdir(exist_ok=True)
     sheet.save(out, optimize=True)
+    return out
+
+
+def measures(folder: str) -> Path:
+    """A histogram of each measure; grey: where the recipe paper_20m may put its limit, dashed: strict."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    from pipelines.recipes.curate import paper_rule, strict_rule
+    from pipelines.reference_set import measured
+    from pipelines.stages.measures import MEASURES
+
+    found = measured(folder, max_pixels=10**8, threads=2)
+    paper, strict = ({one.measure: one.threshold for one in rule().limits()} for rule in (paper_rule, strict_rule))
+    figure, axes = plt.subplots(4, 4, figsize=(11, 8.4), dpi=90, layout="constrained")
+    for axis, name in zip(axes.ravel(), MEASURES, strict=True):
+        values = found.columns[name][np.isfinite(found.columns[name])]
+        wide = name in WIDE
+        edges = np.geomspace(max(values.min(), 1e-3), values.max(), 33) if wide else np.linspace(values.min(), max(values.max(), 1e-3), 33)
+        axis.hist(np.clip(values, edges[0], None), edges, color="#4878a8")
+        axis.set_xscale("log" if wide else "linear")
+        axis.set_title(f"{name} ({len(values)})", fontsize=9)
+        axis.tick_params(labelsize=7)
+        if name in paper:
+            axis.axvspan(paper[name].at_least, paper[name].at_most, color="black", alpha=0.25)
+            axis.axvline(paper[name].at_least, color="black", linewidth=1)
+        if name in strict:
+            axis.axvline(strict[name].at_most, color="#b03030", linestyle="--", linewidth=1)
+    out = ROOT / "docs" / "pictures" / "measures.png"
+    figure.savefig(out)
+    Image.open(out).convert("RGB").quantize(32).save(out, optimize=True)
+    return out
+
+
+def main(argv: list[str]) -> int:
+    if argv and (argv[0] != "measures" or len(argv) != 2):
+        raise SystemExit(__doc__)
+    out = measures(argv[1]) if argv else degradation()
     print(f"{out.relative_to(ROOT)}: {out.stat().st_size / 1e6:.2f} MB")
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(sys.argv[1:]))

@@ -26,6 +26,8 @@ def border_px(grey_HW: NDArray[Any]) -> float:
 
 def _bar(lines_NW: NDArray[Any]) -> int:
     """How many of the first lines are one tone, if what follows differs at once."""
+    if int(lines_NW[0].max()) - int(lines_NW[0].min()) > 2 * BAR_LEVELS:
+        return 0
     level = float(np.median(lines_NW[0]))
     most = len(lines_NW) // 2
     count = 0

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.stages.measures.tiles import bands, rounded, tile_mean, tile_variance
+from pipelines.stages.measures.tiles import TILE_PX, bands, rounded, tile_mean, tile_variance
 
 SHARPNESS_PERCENTILE = 75  # choice: a portrait before a soft background is sharp where it matters
+HALF_TILE_PX = TILE_PX // 2  # choice: the upper half of a tile tells as much of it in half of the time
 FLAT_VARIANCE = 10.0  # measured: gradients of clear skies, plain walls and black lie below, of blurred things still above
-NOISE_TILE_PX = 32  # choice: small enough that most photographs hold some tiles without texture
+NOISE_TILE_PX = 32  # choice: small enough that most photographs hold some without texture; the first row of them in each of tiles
 NOISE_PERCENTILE = 10  # choice: those tiles
 NOISE_KERNEL = np.array([1, -2, 1], np.float32)  # Immerkaer 1996, eq. 2: its outer product with itself
 NOISE_SCALE = np.sqrt(np.pi / 2) / 6  # Immerkaer 1996, eq. 4: from the mean magnitude to a standard deviation
@@ -19,10 +20,10 @@ EXPOSED = (12, 243)  # choice: in tiles that are darker or brighter on average n
 
 
 def laplacian_tiles(grey_HW: NDArray[Any]) -> NDArray[Any]:
-    """Variance of the Laplacian in each tile, float64 (rows, columns)."""
+    """Variance of the Laplacian in the upper half of each tile, float64 (rows, columns)."""
     import cv2
 
-    return np.concatenate([tile_variance(cv2.Laplacian(band, cv2.CV_16S, ksize=1)[own]) for band, own in bands(grey_HW)])
+    return np.concatenate([tile_variance(cv2.Laplacian(band, cv2.CV_16S, ksize=1)[own]) for band, own in bands(grey_HW, HALF_TILE_PX)])
 
 
 def sharpness(laplacian: NDArray[Any]) -> float:
@@ -31,14 +32,15 @@ def sharpness(laplacian: NDArray[Any]) -> float:
 
 
 def flatness(grey_HW: NDArray[Any]) -> float:
-    """The share of tiles (0..1) in which the Sobel gradient's magnitude hardly varies: sky, walls, blur, black."""
+    """The share of tiles (0..1) in whose upper half the Sobel gradient's magnitude hardly varies: sky, walls, blur, black."""
     import cv2
 
     def gradient(band_HW: NDArray[Any]) -> NDArray[Any]:
         across_HW, down_HW = cv2.Sobel(band_HW, cv2.CV_32F, 1, 0, ksize=3), cv2.Sobel(band_HW, cv2.CV_32F, 0, 1, ksize=3)
         return np.asarray(cv2.magnitude(across_HW, down_HW))
 
-    return rounded(np.mean(np.concatenate([tile_variance(gradient(band)[own]) for band, own in bands(grey_HW)]) < FLAT_VARIANCE))
+    tiles = [tile_variance(gradient(band)[own]) for band, own in bands(grey_HW, HALF_TILE_PX)]
+    return rounded(np.mean(np.concatenate(tiles) < FLAT_VARIANCE))
 
 
 def noise(grey_HW: NDArray[Any]) -> float:
@@ -50,7 +52,7 @@ def noise(grey_HW: NDArray[Any]) -> float:
     import cv2
 
     high, level = [], []
-    for band, own in bands(grey_HW):
+    for band, own in bands(grey_HW, NOISE_TILE_PX):
         band_HW = cv2.convertScaleAbs(cv2.sepFilter2D(band, cv2.CV_16S, NOISE_KERNEL, NOISE_KERNEL))
         high.append(tile_mean(band_HW[own], NOISE_TILE_PX))
         level.append(tile_mean(band[own], NOISE_TILE_PX))

@@ -9,17 +9,17 @@ from numpy.typing import NDArray
 
 from pipelines.stages.measures.tiles import rounded
 
-LINES = 64  # choice: rows, and columns, that are searched
+LINES = 48  # choice: rows, and columns, that are searched
 STEP = 24  # choice: grey levels over two pixels
 CONTRAST = 40  # choice: grey levels from plateau to plateau
 REACH_PX = 8  # choice: halos of sharpening reach 1 to 4 px, the plateaus are read at 5 to 8
-LEAST, MOST = 30, 1000  # choice: fewer edges tell nothing, more (in each direction) cost time
+LEAST, MOST = 20, 500  # choice: fewer edges tell nothing, more (in each direction) cost time
 
 
 def overshoot(grey_HW: NDArray[Any]) -> float | None:
     """How far the pixels beside strong edges go beyond the plateaus behind them, as a share of the edges' contrast, on average.
 
-    None where fewer than 30 edges are found. Sharpening raises it (halos), so does ringing; blur lowers it; fine texture is read as
+    None where fewer than 20 edges are found. Sharpening raises it (halos), so does ringing; blur lowers it; fine texture is read as
     overshoot too. Our own definition; photographs lie at 0.05 to 0.3.
     """
     height, width = (max(side // LINES, 1) for side in grey_HW.shape)

@@ -30,7 +30,7 @@ def luma(rgb_HWC: NDArray[Any]) -> NDArray[Any]:
 class Steps:
     """How much neighbouring pixels differ, in grey levels 0..255, uint8."""
 
-    across_HW: NDArray[Any]  # width - 1 columns; column x lies between the pixels x and x + 1
+    across_HW: NDArray[Any]  # of every second row; width - 1 columns; column x lies between the pixels x and x + 1
     down_HW: NDArray[Any]  # height - 1 rows
 
 
@@ -40,20 +40,21 @@ def steps(grey_HW: NDArray[Any]) -> Steps:
 
     height, width = grey_HW.shape
     empty = np.zeros((0, 0), np.uint8)
-    return Steps(across_HW=cv2.absdiff(grey_HW[:, 1:], grey_HW[:, :-1]) if width > 1 else empty,
+    return Steps(across_HW=cv2.absdiff(grey_HW[::2, 1:], grey_HW[::2, :-1]) if width > 1 else empty,
                  down_HW=cv2.absdiff(grey_HW[1:], grey_HW[:-1]) if height > 1 else empty)
 
 
-def bands(grey_HW: NDArray[Any]) -> Iterator[tuple[NDArray[Any], slice]]:
-    """Bands of TILE_PX rows with the row above and the row below, where there are such; the slice names the band's own rows.
+def bands(grey_HW: NDArray[Any], rows: int = TILE_PX) -> Iterator[tuple[NDArray[Any], slice]]:
+    """The first `rows` rows of each row of tiles, with the row above and the row below, where there are such; the slice names the
+    band's own rows.
 
     Rows below the last whole tile are left out; a picture lower than a tile is one band.
     """
     height = grey_HW.shape[0]
     tall = min(height, TILE_PX)
     for top in range(0, height - tall + 1, tall):
-        low, high = max(top - 1, 0), min(top + tall + 1, height)
-        yield grey_HW[low:high], slice(top - low, top - low + tall)
+        low, high = max(top - 1, 0), min(top + min(tall, rows) + 1, height)
+        yield grey_HW[low:high], slice(top - low, top - low + min(tall, rows))
 
 
 def tile_mean(values_HW: NDArray[Any], tile_px: int = TILE_PX, *, squared: bool = False) -> NDArray[Any]:

@@ -59,7 +59,7 @@ def sharpened(rgb_HWC: Rgb, weight: float) -> Rgb:
 
 
 def exposed(rgb_HWC: Rgb, gain: float, offset: float) -> Rgb:
-    return (rgb_HWC * gain + offset).clip(0, 255).astype(np.uint8)
+    return (rgb_HWC * float(gain) + offset).clip(0, 255).astype(np.uint8)
 
 
 def grey(rgb_HWC: Rgb) -> Rgb:

@@ -40,7 +40,7 @@ def test_flatness_counts_tiles() -> None:
 @pytest.mark.parametrize("sigma", [2, 5, 15])
 def test_noise_of_known_strength_is_found(sigma: float) -> None:
     noisy_HW = np.random.default_rng(1).normal(128, sigma, (512, 512)).round()
-    assert detail.noise(grey(noisy_HW)) == pytest.approx(np.hypot(sigma, np.sqrt(1 / 12)), rel=0.06)  # the lowest tenth of 256 tiles
+    assert detail.noise(grey(noisy_HW)) == pytest.approx(np.hypot(sigma, np.sqrt(1 / 12)), rel=0.06)  # the lowest tenth of 64 tiles
 
 
 def test_noise_is_not_asked_of_what_is_black_or_white() -> None:
@@ -54,7 +54,7 @@ def test_bands_give_what_the_whole_picture_gives() -> None:
     """The rows above and below a band are those of the picture, so no filter sees an edge that is none."""
     grey_HW = tiles.luma(crops()[0])[:300, :400]
     whole_HW = cv2.Laplacian(grey_HW, cv2.CV_64F, ksize=1)
-    expected = [[whole_HW[y:y + 128, x:x + 128].var() for x in (0, 128, 256)] for y in (0, 128)]
+    expected = [[whole_HW[y:y + 64, x:x + 128].var() for x in (0, 128, 256)] for y in (0, 128)]
     np.testing.assert_allclose(detail.laplacian_tiles(grey_HW), expected, rtol=1e-5)  # sums in float32
 
 
