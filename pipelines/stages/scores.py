@@ -61,8 +61,9 @@ class Scores(TravelsAsFields):
         images = rows["images"].select(["image_id", "source_id", "bytes"])
         measured: list[Row | Outcome] = []
         with ThreadPoolExecutor(self.threads) as pool:
+            each = pool.map if self.threads > 1 else map  # memory of another thread is given back to the system and asked for again
             for low in range(0, images.num_rows, self.batch_rows):
-                found = list(pool.map(self._measure, _one_by_one(images.slice(low, self.batch_rows))))
+                found = list(each(self._measure, _one_by_one(images.slice(low, self.batch_rows))))
                 self._judge([pair for pair in found if not isinstance(pair, Outcome)])
                 measured += [one if isinstance(one, Outcome) else one[0] for one in found]
         table = pa.Table.from_pylist([one for one in measured if not isinstance(one, Outcome)], schema=SCHEMA)

@@ -36,8 +36,8 @@ def flatness(grey_HW: NDArray[Any]) -> float:
     import cv2
 
     def gradient(band_HW: NDArray[Any]) -> NDArray[Any]:
-        across_HW, down_HW = cv2.Sobel(band_HW, cv2.CV_32F, 1, 0, ksize=3), cv2.Sobel(band_HW, cv2.CV_32F, 0, 1, ksize=3)
-        return np.asarray(cv2.magnitude(across_HW, down_HW))
+        across_HW, down_HW = cv2.spatialGradient(band_HW)  # both Sobels in one pass, int16
+        return np.asarray(cv2.magnitude(across_HW.astype(np.float32), down_HW.astype(np.float32)))
 
     tiles = [tile_variance(gradient(band)[own]) for band, own in bands(grey_HW, HALF_TILE_PX)]
     return rounded(np.mean(np.concatenate(tiles) < FLAT_VARIANCE))
