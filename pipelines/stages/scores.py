@@ -61,7 +61,7 @@ class Scores(TravelsAsFields):
         images = rows["images"].select(["image_id", "source_id", "bytes"])
         measured: list[Row | Outcome] = []
         with ThreadPoolExecutor(self.threads) as pool:
-            each = pool.map if self.threads > 1 else map  # memory of another thread is given back to the system and asked for again
+            each = pool.map if self.threads > 1 else map
             for low in range(0, images.num_rows, self.batch_rows):
                 found = list(each(self._measure, _one_by_one(images.slice(low, self.batch_rows))))
                 self._judge([pair for pair in found if not isinstance(pair, Outcome)])

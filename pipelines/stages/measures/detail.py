@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.stages.measures.tiles import TILE_PX, bands, rounded, tile_mean, tile_variance
+from pipelines.stages.measures.tiles import TILE_PX, bands, column_sums, rounded, tile_means, tile_variances
 
 SHARPNESS_PERCENTILE = 75  # choice: a portrait before a soft background is sharp where it matters
 HALF_TILE_PX = TILE_PX // 2  # choice: the upper half of a tile tells as much of it in half of the time
@@ -23,7 +23,7 @@ def laplacian_tiles(grey_HW: NDArray[Any]) -> NDArray[Any]:
     """Variance of the Laplacian in the upper half of each tile, float64 (rows, columns)."""
     import cv2
 
-    return np.concatenate([tile_variance(cv2.Laplacian(band, cv2.CV_16S, ksize=1)[own]) for band, own in bands(grey_HW, HALF_TILE_PX)])
+    return tile_variances(cv2.Laplacian(band, cv2.CV_16S, ksize=1)[own] for band, own in bands(grey_HW, HALF_TILE_PX))
 
 
 def sharpness(laplacian: NDArray[Any]) -> float:
@@ -39,8 +39,8 @@ def flatness(grey_HW: NDArray[Any]) -> float:
         across_HW, down_HW = cv2.spatialGradient(band_HW)  # both Sobels in one pass, int16
         return np.asarray(cv2.magnitude(across_HW.astype(np.float32), down_HW.astype(np.float32)))
 
-    tiles = [tile_variance(gradient(band)[own]) for band, own in bands(grey_HW, HALF_TILE_PX)]
-    return rounded(np.mean(np.concatenate(tiles) < FLAT_VARIANCE))
+    variances = tile_variances(gradient(band)[own] for band, own in bands(grey_HW, HALF_TILE_PX))
+    return rounded(np.mean(variances < FLAT_VARIANCE))
 
 
 def noise(grey_HW: NDArray[Any]) -> float:
@@ -51,13 +51,14 @@ def noise(grey_HW: NDArray[Any]) -> float:
     """
     import cv2
 
-    high, level = [], []
+    high, level, rows = [], [], 1
     for band, own in bands(grey_HW, NOISE_TILE_PX):
         band_HW = cv2.convertScaleAbs(cv2.sepFilter2D(band, cv2.CV_16S, NOISE_KERNEL, NOISE_KERNEL))
-        high.append(tile_mean(band_HW[own], NOISE_TILE_PX))
-        level.append(tile_mean(band[own], NOISE_TILE_PX))
-    brightness = np.concatenate(level)
+        high.append(column_sums(band_HW[own]))
+        level.append(column_sums(band[own]))
+        rows = len(band[own])
+    brightness = tile_means(level, rows, NOISE_TILE_PX)
     exposed = (brightness > EXPOSED[0]) & (brightness < EXPOSED[1])
     if not exposed.any():
         return 0.0
-    return rounded(NOISE_SCALE * np.percentile(np.concatenate(high)[exposed], NOISE_PERCENTILE))
+    return rounded(NOISE_SCALE * np.percentile(tile_means(high, rows, NOISE_TILE_PX)[exposed], NOISE_PERCENTILE))

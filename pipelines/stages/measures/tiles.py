@@ -5,7 +5,7 @@ Filters run over one band of tiles after another: it stays in the cache, and mem
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,23 +57,32 @@ def bands(grey_HW: NDArray[Any], rows: int = TILE_PX) -> Iterator[tuple[NDArray[
         yield grey_HW[low:high], slice(top - low, top - low + min(tall, rows))
 
 
-def tile_mean(values_HW: NDArray[Any], tile_px: int = TILE_PX, *, squared: bool = False) -> NDArray[Any]:
-    """float64 mean (of the squares) in each whole tile of uint8, int16 or float32; what is narrower than a tile is one tile."""
+def column_sums(values_HW: NDArray[Any], *, squared: bool = False) -> NDArray[Any]:
+    """(1, width): sums over the rows of uint8, int16 or float32, of the values or of their squares."""
     import cv2
 
-    height, width = values_HW.shape
-    tall, wide = min(height, tile_px), min(width, tile_px)
-    columns = width // wide
     how, kind = (cv2.REDUCE_SUM2, cv2.CV_32F) if squared else (cv2.REDUCE_SUM, cv2.CV_32S if values_HW.dtype == np.uint8 else cv2.CV_32F)
-    lines = [cv2.reduce(values_HW[top:top + tall], 0, how, dtype=kind) for top in range(0, height - tall + 1, tall)]
-    sums = np.concatenate(lines)[:, :columns * wide].astype(np.float64).reshape(len(lines), columns, wide).sum(axis=2)
-    mean: NDArray[Any] = sums / (tall * wide)
+    return np.asarray(cv2.reduce(values_HW, 0, how, dtype=kind))
+
+
+def tile_means(lines: Sequence[NDArray[Any]], rows: int, tile_px: int = TILE_PX) -> NDArray[Any]:
+    """float64 (tiles down, tiles across): means of whole tiles from the `column_sums` of their rows, `rows` each; what is narrower than
+    a tile is one tile."""
+    sums = np.concatenate(lines).astype(np.float64)
+    wide = min(sums.shape[1], tile_px)
+    columns = sums.shape[1] // wide
+    mean: NDArray[Any] = sums[:, :columns * wide].reshape(len(lines), columns, wide).sum(axis=2) / (rows * wide)
     return mean
 
 
-def tile_variance(values_HW: NDArray[Any], tile_px: int = TILE_PX) -> NDArray[Any]:
-    """float64 variance in each whole tile."""
-    return np.maximum(tile_mean(values_HW, tile_px, squared=True) - tile_mean(values_HW, tile_px) ** 2, 0.0)
+def tile_variances(bands_HW: Iterable[NDArray[Any]]) -> NDArray[Any]:
+    """float64 (bands, tiles across): the variance in each whole tile of bands of one height."""
+    sums, squares, rows = [], [], 1
+    for band_HW in bands_HW:
+        sums.append(column_sums(band_HW))
+        squares.append(column_sums(band_HW, squared=True))
+        rows = len(band_HW)
+    return np.maximum(tile_means(squares, rows) - tile_means(sums, rows) ** 2, 0.0)
 
 
 def rounded(value: Any) -> float:
