@@ -15,8 +15,9 @@ import sys
 
 from infra.config import RunOptions, run_entry
 from infra.dataset import Dataset
+from pipelines.caption_samples import log_samples
 from pipelines.recipes.caption import RECIPES, CaptionConfig
-from pipelines.runtime.job import run_stage
+from pipelines.runtime.job import Hooks, run_stage
 from pipelines.stages.captions import CaptionStage
 from pipelines.stages.weights import folder_identity
 
@@ -26,20 +27,23 @@ def run(config: CaptionConfig, options: RunOptions) -> int:
     dataset = Dataset(config.input)
     tables = ["images", "selections"] if config.selected_only else ["images"]
     inputs = {table: dataset.snapshot(table) for table in tables}
-    run_stage(make_stage(config), source=dataset, inputs=inputs, output=dataset, options=options, workers=config.workers)
+    hooks = Hooks(stop=config.band.left_by, track=lambda tracker, made: log_samples(tracker, dataset, made, config.sample_pictures))
+    run_stage(make_stage(config), source=dataset, inputs=inputs, output=dataset, options=options, workers=config.workers, hooks=hooks,
+              calibrate_rows=config.calibrate)
     return 0
 
 
 def make_stage(config: CaptionConfig) -> CaptionStage:
     """The stage of a configuration, with the hashes of the weights that it will read."""
     vocabulary = folder_identity(config.clip_tokenizer) if config.clip_tokenizer else ""
-    return CaptionStage(captioner=config.captioner, checks=config.checks, batch_size=config.batch_size,
+    return CaptionStage(captioner=config.captioner, checks=config.checks, seen=config.seen.identified(), batch_size=config.batch_size,
                         clip_tokenizer=config.clip_tokenizer, weights=config.captioner.weights(), clip_vocabulary=vocabulary)
 
 
 def main(argv: list[str]) -> int:
     """The command line; see --help."""
-    return run_entry(argv, prog="caption", summary="Caption the accepted images of a dataset.", recipes=RECIPES, main=run)
+    return run_entry(argv, prog="caption", summary="Caption the accepted images of a dataset.", recipes=RECIPES, main=run,
+                     flags={"calibrate": "with --dry-run: rows that a worker tries, to estimate time, memory and cost"})
 
 
 if __name__ == "__main__":

@@ -6,8 +6,11 @@ from dataclasses import dataclass, field, replace
 
 from pipelines.runtime.cluster import WorkerOptions
 from pipelines.stages.caption_checks import CheckSettings
+from pipelines.stages.endpoint import EndpointSettings
 from pipelines.stages.facts import FactsSettings
 from pipelines.stages.llava import RELEASED_SAMPLING, LlavaSettings
+from pipelines.stages.reject_band import RejectBand
+from pipelines.stages.views import SeenSettings
 
 CLIP_TOKENIZER = "priors/tiny/tokenizer"  # CLIP's own vocabulary, which ships with the repository
 
@@ -17,20 +20,27 @@ class CaptionConfig:
     """`input` is a dataset with images and selections; captions are written beside them.
 
     `clip_tokenizer` is a folder with CLIP's tokenizer, which counts the tokens of each caption (None: not counted).
-    `selected_only` false captions every image and needs no selections.
+    `selected_only` false captions every image and needs no selections. `seen` is what the captioner is shown. A reject rate outside
+    of `band` stops the job. `calibrate` (with --dry-run): rows that one worker does for the estimate of time and cost; 0: no estimate.
     """
 
     input: str
-    captioner: FactsSettings | LlavaSettings
+    captioner: FactsSettings | LlavaSettings | EndpointSettings
     checks: CheckSettings = field(default_factory=CheckSettings)
+    seen: SeenSettings = field(default_factory=SeenSettings)
+    band: RejectBand = field(default_factory=RejectBand)
     batch_size: int
     clip_tokenizer: str | None = None
     selected_only: bool = True
+    calibrate: int = 0
+    sample_pictures: int = 50  # captions beside their pictures in the tracked run
     workers: WorkerOptions = field(default_factory=WorkerOptions)
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size}, expected 1 or more")
+        if self.calibrate < 0:
+            raise ValueError(f"calibrate is {self.calibrate}, expected the number of rows to try, or 0")
 
 
 def tiny() -> CaptionConfig:
@@ -56,4 +66,12 @@ def llava_13b_released() -> CaptionConfig:
     return replace(llava_13b(), captioner=LlavaSettings(model="llava-hf/llava-1.5-13b-hf", decoding=RELEASED_SAMPLING))
 
 
-RECIPES = {"tiny": tiny, "llava_13b": llava_13b, "llava_7b": llava_7b, "llava_13b_released": llava_13b_released}
+def endpoint() -> CaptionConfig:
+    """Servers that you run (vLLM, SGLang, `transformers serve`): --set 'captioner.urls=["http://gpu-1:8000/v1"]' names them."""
+    return CaptionConfig(input="s3://corpus/v1",
+                         captioner=EndpointSettings(urls=("http://127.0.0.1:8000/v1",), model="llava-hf/llava-1.5-13b-hf"),
+                         batch_size=32,  # choice: pictures that are decoded ahead
+                         clip_tokenizer=CLIP_TOKENIZER, workers=WorkerOptions(workers=2, cpus=2))
+
+
+RECIPES = {"tiny": tiny, "llava_13b": llava_13b, "llava_7b": llava_7b, "llava_13b_released": llava_13b_released, "endpoint": endpoint}

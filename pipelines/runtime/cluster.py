@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.dataset import Dataset, ShardRef
+from pipelines.runtime.calibrate import Calibration, calibrate
 from pipelines.runtime.plan import ShardTask
 from pipelines.runtime.stage import Stage
 from pipelines.runtime.worker import ShardReport, ShardWorker
@@ -29,11 +30,19 @@ ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "268435456", "MALLOC_TRIM_THRESHOLD_": "2
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerOptions:
-    """The actor pool: how many workers (0: as many as fit, autoscaled), and what each one takes."""
+    """The actor pool: how many workers (0: as many as fit, autoscaled), and what each one takes.
+
+    `gpu_hour_price` (any currency; 0: not told) turns GPU hours into cost.
+    """
 
     workers: int = 1
     cpus: float = 1.0
     gpus: float = 0.0
+    gpu_hour_price: float = 0.0
+
+    def cost(self, worker_s: float) -> float:
+        """What so many seconds of one worker cost."""
+        return worker_s / 3600 * self.gpus * self.gpu_hour_price
 
 
 class WorkersLost(ValueError):
@@ -158,6 +167,28 @@ def check_room(options: WorkerOptions) -> None:
                          "choose another recipe, or set RAY_ADDRESS to a cluster")
     if lacking:
         print(f"a worker asks for {' and '.join(lacking)}: waiting for the cluster to bring it", file=sys.stderr, flush=True)
+
+
+def calibrate_on_worker(stage: Stage, source: Dataset, task: ShardTask, rows: int, options: WorkerOptions) -> tuple[Calibration, int]:
+    """(what one worker took for some rows, how many workers the cluster holds now), on the cluster that the job will use.
+
+    Raises ValueError with the worker's own words if it could not be set up.
+    """
+    import ray
+    import ray.exceptions
+
+    with connection():
+        check_room(options)
+        have = ray.cluster_resources()
+        print(f"cluster: {have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs on {len(ray.nodes())} nodes", flush=True)
+        remote = ray.remote(num_cpus=options.cpus, num_gpus=options.gpus, max_retries=0)(calibrate)
+        try:
+            took = Calibration(**ray.get(remote.remote(stage, source.store.url, task, rows)))
+        except ray.exceptions.RayError as error:
+            cause = getattr(error, "cause", None) or error
+            raise ValueError(f"{stage.name}: the rows tried for the estimate failed ({type(cause).__name__}): {cause}") from error
+        fit = [int(have.get(kind, 0) // amount) for kind, amount in (("CPU", options.cpus), ("GPU", options.gpus)) if amount]
+        return took, options.workers or max(1, min(fit, default=1))
 
 
 def run_tasks(stage: Stage, source: Dataset, output: Dataset, tasks: list[ShardTask], options: WorkerOptions) -> Iterator[ShardReport]:

@@ -14,10 +14,18 @@ from infra.ledger import Outcome
 
 @dataclass(frozen=True)
 class Result:
-    """Rows that a stage made, and what became of the rows that it did not accept."""
+    """Rows that a stage made, and what became of the rows that it did not accept.
+
+    `counted` holds amounts that add up over slices and shards (`tokens`, `wait_s`); they are kept with the commit's timings.
+    """
 
     table: pa.Table
     outcomes: list[Outcome] = field(default_factory=list)
+    counted: dict[str, float] = field(default_factory=dict)
+
+
+class StageUnusable(Exception):
+    """Raised by `process` when the stage itself cannot go on (a server is away, a model broke): no row is to blame, the job stops."""
 
 
 class Stage(Protocol):
@@ -44,7 +52,8 @@ class Stage(Protocol):
     def process(self, rows: dict[str, pa.Table], params: dict[str, Any]) -> Result:
         """Work on some rows of the primary table (any slice of the shard); the other tables come whole.
 
-        Pure: the same rows and params give the same result. An exception fails the row that raised it, no other.
+        Pure: the same rows and params give the same result. An exception fails the row that raised it, no other, but for
+        StageUnusable, which ends the job.
         """
         ...
 

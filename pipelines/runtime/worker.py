@@ -22,7 +22,7 @@ from infra.dataset import Dataset, ShardRef
 from infra.ledger import Ledger, Outcome
 from infra.storage import StorageError, Store, unique_name
 from pipelines.runtime.plan import ShardTask
-from pipelines.runtime.stage import Result, Stage, version_of
+from pipelines.runtime.stage import Result, Stage, StageUnusable, version_of
 
 DEATHS = 2  # choice: once may be the machine's fault, twice is taken for the rows'
 MESSAGE_CHARS = 500  # choice: enough of an error's text to act on
@@ -61,7 +61,7 @@ class ShardWorker:
         try:
             self._set_up()
             ref = self._run(task)
-        except (StorageError, SetupFailed) as error:
+        except (StorageError, SetupFailed, StageUnusable) as error:
             return ShardReport(shard=task.shard, ref=None, error=str(error))
         return ShardReport(shard=task.shard, ref=ref, elapsed_s=time.monotonic() - start)
 
@@ -88,7 +88,7 @@ class ShardWorker:
         ref = self.output.commit(
             table=self.stage.table, version=self.version, shard=task.shard, key=task.key, data=result.table, outcomes=result.outcomes,
             ledger=ledger, inputs={table: ref.digest for table, ref in task.inputs.items()}, stage_version=self.stage.version,
-            timings={"read_s": read_s, "total_s": elapsed_s})
+            timings={**result.counted, "read_s": read_s, "total_s": elapsed_s})
         attempt.clear()
         return ref
 
@@ -124,8 +124,10 @@ class _Attempt:
         if answer is None:
             marker = unique_name(f"{self.folder}/{low}-{high}", ".json")
             self.store.put(marker, b"{}")
-            answer = _try(self.stage, rows, self.params)
-            self.store.delete(marker)
+            try:
+                answer = _try(self.stage, rows, self.params)
+            finally:
+                self.store.delete(marker)  # the process lives, so no row took it down
         if isinstance(answer, Result):
             return answer
         if high - low > 1:
@@ -135,7 +137,9 @@ class _Attempt:
     def _halves(self, low: int, high: int) -> Result:
         middle = (low + high) // 2
         left, right = self._span(low, middle), self._span(middle, high)
-        return Result(pa.concat_tables([left.table, right.table]), left.outcomes + right.outcomes)
+        counted = Counter(left.counted)
+        counted.update(right.counted)
+        return Result(pa.concat_tables([left.table, right.table]), left.outcomes + right.outcomes, dict(counted))
 
     def _failed(self, row: int, why: _Failure) -> Result:
         row_id: Any = self.rows[self.primary].column(self.stage.row_id)[row].as_py()
@@ -155,6 +159,8 @@ class _Failure:
 def _try(stage: Stage, rows: dict[str, pa.Table], params: dict[str, Any]) -> Result | _Failure:
     try:
         return stage.process(rows, params)
+    except StageUnusable:
+        raise
     except Exception as error:  # the one broad except of the tree: whatever a row does, it fails alone
         return _Failure(type(error).__name__, str(error)[:MESSAGE_CHARS])
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
@@ -10,17 +12,20 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from infra.ledger import Outcome
-from pipelines.runtime.stage import Result, TravelsAsFields
+from pipelines.runtime.stage import Result, StageUnusable, TravelsAsFields
 from pipelines.stages.caption_checks import CheckSettings, Fault, find_fault
-from pipelines.stages.captioner import Captioned, Captioner
+from pipelines.stages.captioner import Asked, Captioned, Captioner, Refused
+from pipelines.stages.endpoint import EndpointSettings
 from pipelines.stages.facts import FactsSettings
 from pipelines.stages.llava import LlavaSettings
-from pipelines.stages.pictures import Batch, decoded_batches
+from pipelines.stages.pictures import Waiting, decoded_rows
+from pipelines.stages.views import Seen, SeenSettings
 
 SCHEMA = pa.schema([
     ("image_id", pa.string()), ("caption", pa.string()), ("engine", pa.string()), ("model", pa.string()), ("revision", pa.string()),
     ("prompt", pa.string()), ("decoding", pa.string()), ("finish_reason", pa.string()), ("verdict", pa.string()),
-    ("clip_tokens", pa.int32())])
+    ("clip_tokens", pa.int32()), ("seen", pa.string())])
+PROVE_EVERY_ROWS = 5000  # choice: a canary costs four captions, so less than a thousandth
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,77 +33,135 @@ class CaptionStage(TravelsAsFields):
     """Captions the accepted rows of `images`. Without a `selections` table among its inputs it captions every row.
 
     `weights` is the hash of the captioner's folder of weights and `clip_vocabulary` that of the tokenizer's folder (None: the
-    column clip_tokens is empty), so that others make shards stale wherever they lie.
+    column clip_tokens is empty), so that others make shards stale wherever they lie. A worker proves itself again after every
+    `prove_every_rows` captions.
     """
 
     name: ClassVar[str] = "caption"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     table: ClassVar[str] = "captions"
     row_id: ClassVar[str] = "source_id"  # the same bytes may stand twice among the images, once accepted and once as a duplicate
     keeps_rejected: ClassVar[bool] = False
 
-    captioner: FactsSettings | LlavaSettings
+    captioner: FactsSettings | LlavaSettings | EndpointSettings
     checks: CheckSettings
+    seen: SeenSettings = field(default_factory=SeenSettings)
     batch_size: int = field(default=8, metadata={"result": False})
     clip_tokenizer: str | None = field(default=None, metadata={"result": False})
     weights: str = ""
     clip_vocabulary: str = ""
+    prove_every_rows: int = field(default=PROVE_EVERY_ROWS, metadata={"result": False})
 
     @cached_property
     def engine(self) -> Captioner:
         """The captioner, made where it is used: it does not travel."""
-        return self.captioner.build(self.weights)
+        return self.captioner.build(self.weights, self.batch_size)
+
+    @cached_property
+    def view(self) -> Seen:
+        """What the captioner is shown of a picture."""
+        return self.seen.build()
 
     @cached_property
     def count_tokens(self) -> ClipTokens | None:
         """Counts CLIP's tokens, if a tokenizer was given."""
         return ClipTokens(self.clip_tokenizer) if self.clip_tokenizer else None
 
+    @cached_property
+    def _proved(self) -> list[int]:
+        return [0]  # captions since the last proof
+
     def setup(self) -> None:
         """Load the captioner and let it prove itself."""
         self.engine.load()
+        self.view.load()
         assert self.count_tokens is None or self.count_tokens("a photograph") > 0, "the tokenizer counts nothing"
 
     def process(self, rows: dict[str, pa.Table], params: dict[str, Any]) -> Result:
         """Caption a slice of a shard of `images`; a caption depends on its own image alone."""
         images = rows["images"]
         chosen, outcomes = select(images, rows.get("selections"), self.row_id)
-        captions: list[dict[str, Any]] = []
-        for batch in decoded_batches(images, chosen, self.batch_size, self.row_id, self.engine.prepare):
-            outcomes += batch.failed
-            if batch.rows:
-                self._caption(images, batch, captions, outcomes)
-        return Result(pa.Table.from_pylist(captions, schema=SCHEMA), outcomes)
+        if chosen:
+            self._prove_now_and_then(len(chosen))
+        slice_ = _Slice(self, images, chosen)
+        said = dict(slice_.run())
+        captions = [self._row(slice_.ids[row], answer, attempt) for row, (answer, attempt) in sorted(said.items())]
+        outcomes += [slice_.outcomes[row] for row in sorted(slice_.outcomes)]
+        counted = {"images": float(len(chosen)), "tokens": float(slice_.tokens), "wait_s": slice_.waiting.seconds} if chosen else {}
+        return Result(pa.Table.from_pylist(captions, schema=SCHEMA), outcomes, counted)
 
-    def _caption(self, images: pa.Table, batch: Batch, captions: list[dict[str, Any]], outcomes: list[Outcome]) -> None:
-        ids = [images.column("image_id")[row].as_py() for row in batch.rows]
-        said = self._ask(ids, batch.pictures)
-        for row, image_id, (answer, fault, asked) in zip(batch.rows, ids, said, strict=True):
-            if fault:
-                outcomes.append(Outcome(images.column(self.row_id)[row].as_py(), "rejected", fault.reason, fault.detail))
-            else:
-                captions.append(self._row(image_id, answer, asked))
+    def _prove_now_and_then(self, rows: int) -> None:
+        if self._proved[0] >= self.prove_every_rows:
+            try:
+                self.engine.prove()
+            except ValueError as error:
+                raise StageUnusable(f"after {self._proved[0]} captions: {error}") from error
+            self._proved[0] = 0
+        self._proved[0] += rows
 
-    def _ask(self, ids: list[str], pictures: list[Any]) -> list[tuple[Captioned, Fault | None, int]]:
-        """Caption pictures; those whose caption has a fault are asked for again, a bounded number of times."""
-        said: dict[int, tuple[Captioned, Fault | None, int]] = {}
-        open_places = list(range(len(ids)))
-        for attempt in range(self.checks.reasks + 1):
-            seeds = [seed_of(ids[place], f"caption {attempt}") for place in open_places]
-            answers = self.engine.describe([pictures[place] for place in open_places], seeds, attempt=attempt)
-            for place, answer in zip(open_places, answers, strict=True):
-                said[place] = (answer, find_fault(answer.text, answer.finish_reason, self.checks), attempt)
-            open_places = [place for place in open_places if said[place][1]]
-            if not open_places:
-                break
-        return [said[place] for place in range(len(ids))]
-
-    def _row(self, image_id: str, answer: Captioned, asked: int) -> dict[str, Any]:
+    def _row(self, image_id: str, answer: Captioned, attempt: int) -> dict[str, Any]:
         who = self.engine.identity
         return {"image_id": image_id, "caption": answer.text, "engine": who.engine, "model": who.model, "revision": who.revision,
                 "prompt": answer.prompt, "decoding": answer.decoding, "finish_reason": answer.finish_reason,
-                "verdict": f"ok_after_{asked}" if asked else "ok",
-                "clip_tokens": self.count_tokens(answer.text) if self.count_tokens else None}
+                "verdict": f"ok_after_{attempt}" if attempt else "ok",
+                "clip_tokens": self.count_tokens(answer.text) if self.count_tokens else None, "seen": self.view.describe(image_id)}
+
+
+class _Slice:
+    """The captions of one slice on their way: pictures that are decoded next, faults that are asked about again."""
+
+    def __init__(self, stage: CaptionStage, images: pa.Table, rows: list[int]) -> None:
+        self.stage, self.images, self.rows = stage, images, rows
+        self.ids: list[str] = images.column("image_id").to_pylist()
+        self.sources: list[str] = images.column(stage.row_id).to_pylist()
+        self.outcomes: dict[int, Outcome] = {}
+        self.again: deque[Asked] = deque()
+        self.waiting = Waiting()
+        self.tokens = 0
+
+    def run(self) -> Iterator[tuple[int, tuple[Captioned, int]]]:
+        """(row, (caption, attempts before it)) of every row that got a caption; the others are among `outcomes`."""
+        engine = self.stage.engine
+        decoded = decoded_rows(self.images, self.rows, self.stage.batch_size, self.stage.row_id, self._prepare, self.waiting)
+        while True:
+            for asked, answer in engine.describe_all(self._asked(decoded)):
+                if isinstance(answer, Refused):
+                    self.outcomes[asked.place] = Outcome(self.sources[asked.place], "failed", answer.reason, answer.detail)
+                    continue
+                self.tokens += answer.tokens
+                fault = find_fault(answer.text, answer.finish_reason, self.stage.checks)
+                if fault is None:
+                    yield asked.place, (answer, asked.attempt)
+                else:
+                    self._again_or_reject(asked, fault)
+            if not self.again:
+                return
+
+    def _prepare(self, rgb_HWC: Any, row: int) -> Any:
+        return self.stage.engine.prepare(self.stage.view.show(rgb_HWC, self.ids[row]))
+
+    def _asked(self, decoded: Iterator[tuple[int, Any]]) -> Iterator[Asked]:
+        """Faults that are asked about again go first: they fill the places beside what is new."""
+        while True:
+            if self.again:
+                yield self.again.popleft()
+                continue
+            row, picture = next(decoded, (None, None))
+            if row is None:
+                return
+            if isinstance(picture, Outcome):
+                self.outcomes[row] = picture
+            else:
+                yield self._ask(row, picture, 0)
+
+    def _ask(self, row: int, picture_HWC: Any, attempt: int) -> Asked:
+        return Asked(place=row, picture_HWC=picture_HWC, seed=seed_of(self.ids[row], f"caption {attempt}"), attempt=attempt)
+
+    def _again_or_reject(self, asked: Asked, fault: Fault) -> None:
+        if asked.attempt < self.stage.checks.reasks:
+            self.again.append(self._ask(asked.place, asked.picture_HWC, asked.attempt + 1))
+        else:
+            self.outcomes[asked.place] = Outcome(self.sources[asked.place], "rejected", fault.reason, fault.detail)
 
 
 class ClipTokens:

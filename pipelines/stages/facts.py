@@ -6,11 +6,11 @@ that is made darker is called darker. The thresholds were set so that the words 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipelines.stages.captioner import Captioned, Identity
+from pipelines.stages.captioner import Asked, Captioned, Identity, InOrder, Refused
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -166,12 +166,12 @@ class FactsSettings:
         """There are none: the version of the words stands in for them."""
         return VERSION
 
-    def build(self, weights: str = "") -> FactsCaptioner:
+    def build(self, weights: str = "", batch_size: int = 8) -> FactsCaptioner:
         """The captioner itself; it has no weights."""
         return FactsCaptioner()
 
 
-class FactsCaptioner:
+class FactsCaptioner(InOrder):
     """`describe` behind the captioner's seam: deterministic, so another attempt gives the same sentence."""
 
     identity = Identity(engine="facts", model="facts", revision=VERSION)
@@ -179,10 +179,14 @@ class FactsCaptioner:
     def load(self) -> None:
         """Nothing to load."""
 
+    def prove(self) -> None:
+        """Nothing to prove: the sentences are arithmetic."""
+
     def prepare(self, rgb_HWC: NDArray[Any]) -> NDArray[Any]:
         """The whole picture is measured."""
         return rgb_HWC
 
-    def describe(self, images: Sequence[NDArray[Any]], seeds: Sequence[int], *, attempt: int = 0) -> list[Captioned]:
+    def describe_all(self, asked: Iterator[Asked]) -> Iterator[tuple[Asked, Captioned | Refused]]:
         """One sentence or two for each picture."""
-        return [Captioned(text=describe(image), finish_reason="stop", prompt="", decoding="deterministic") for image in images]
+        for one in asked:
+            yield one, Captioned(text=describe(one.picture_HWC), finish_reason="stop", prompt="", decoding="deterministic")

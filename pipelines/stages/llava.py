@@ -5,12 +5,11 @@ Legend: B batch, T tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipelines.stages.captioner import Captioned, Identity
-from pipelines.stages.memory import HalvedBatches
+from pipelines.stages.captioner import Asked, Canary, Captioned, Identity, InOrder, Refused, known_picture
 from pipelines.stages.weights import identity, is_local, local_folder
 
 if TYPE_CHECKING:
@@ -83,18 +82,18 @@ class LlavaSettings:
         """What names the weights: the hash of the folder, or the hub's id and revision."""
         return identity(self.model, self.revision)
 
-    def build(self, weights: str = "") -> LlavaCaptioner:
-        """The captioner; `weights` is the hash of a local folder."""
-        return LlavaCaptioner(self, weights)
+    def build(self, weights: str = "", batch_size: int = 8) -> LlavaCaptioner:
+        """The captioner; `weights` is the hash of a local folder, `batch_size` how many captions are written at a time."""
+        return LlavaCaptioner(self, weights, batch_size)
 
 
-class LlavaCaptioner:
+class LlavaCaptioner(InOrder):
     """LlavaForConditionalGeneration and its processor behind the captioner's seam."""
 
-    def __init__(self, settings: LlavaSettings, weights: str = "") -> None:
+    def __init__(self, settings: LlavaSettings, weights: str = "", batch_size: int = 8) -> None:
         self.settings = settings
         self.weights = weights
-        self.memory = HalvedBatches()
+        self.batch_size = batch_size
 
     @property
     def identity(self) -> Identity:
@@ -119,42 +118,44 @@ class LlavaCaptioner:
         self.processor, self.model = load_llava(self.settings.model, self.settings.revision, self.device, self.dtype)
         self.side_px = _side_px(self.processor.image_processor)
         self._check_image_tokens()
+        from pipelines.stages.llava_decoder import RollingDecoder
+
+        ends = _end_tokens(self.model, self.processor.tokenizer)
+        self.decoder = RollingDecoder(self.model, ends, self.settings.max_new_tokens, self.batch_size)
+        self.canary = Canary(self.side_px)
+        self.prove()
+
+    def prove(self) -> None:
+        """A blank picture and a landscape give different captions, and the same ones alone, together, and at every later time."""
         if self.settings.canary:
-            self._check_canary()
+            self.canary.check(self, self.settings.model)
 
     def prepare(self, rgb_HWC: NDArray[Any]) -> NDArray[Any]:
         """The square that the vision tower sees. A picture that is that square already stays as it is."""
-        from supir_model.images import crop, resize, resize_short_side
+        from supir_model.images import crop, resize_short_side
 
         if rgb_HWC.shape[:2] == (self.side_px, self.side_px):
             return rgb_HWC
         if self.settings.fit == "crop":
             return crop(resize_short_side(rgb_HWC, self.side_px), self.side_px)
-        return resize(padded(rgb_HWC, self.processor.image_processor.image_mean), self.side_px, self.side_px)
+        return squared(rgb_HWC, self.side_px, self.processor.image_processor.image_mean)
 
-    def describe(self, images: Sequence[NDArray[Any]], seeds: Sequence[int], *, attempt: int = 0) -> list[Captioned]:
-        """Caption pictures (uint8 RGB). Out of memory: the batch is halved, and stays so."""
-        pictures = [self.prepare(image) for image in images]
-        return self.memory.run(len(pictures), lambda part: self._generate(pictures[part], seeds[part], attempt))
+    def describe_all(self, asked: Iterator[Asked]) -> Iterator[tuple[Asked, Captioned | Refused]]:
+        """Captions as they end: a finished row leaves the batch and the next picture takes its place."""
+        from pipelines.stages.llava_decoder import Job
 
-    def _generate(self, pictures: Sequence[NDArray[Any]], seeds: Sequence[int], attempt: int) -> list[Captioned]:
-        import torch
-        from transformers import GenerationConfig, LogitsProcessorList
+        def jobs() -> Iterator[Job]:
+            for one in asked:
+                yield Job(ticket=one, inputs=self._inputs([self.prepare(one.picture_HWC)]), decoding=self._decoding(one), seed=one.seed)
 
-        decoding = self.settings.reask if attempt and not self.settings.decoding.temperature else self.settings.decoding
-        chooser = LogitsProcessorList([seeded_sampling(decoding, seeds)] if decoding.temperature else [])
-        ends = _end_tokens(self.model, self.processor.tokenizer)
-        pad = self.processor.tokenizer.pad_token_id
-        config = GenerationConfig(max_new_tokens=self.settings.max_new_tokens, do_sample=False, eos_token_id=ends,
-                                  pad_token_id=ends[0] if pad is None else pad)
-        with torch.inference_mode():
-            inputs = self._inputs(pictures)
-            tokens_BT = self.model.generate(**inputs, generation_config=config, logits_processor=chooser)
-        new_BT = tokens_BT[:, inputs["input_ids"].shape[1]:].cpu()
-        texts = self.processor.tokenizer.batch_decode(new_BT, skip_special_tokens=True)
-        ended = torch.isin(new_BT, torch.tensor(ends)).any(dim=1).tolist()
-        return [Captioned(text=" ".join(text.split()), finish_reason="stop" if end else "length", prompt=self.settings.prompt,
-                          decoding=decoding.describe(seed)) for text, end, seed in zip(texts, ended, seeds, strict=True)]
+        for job, tokens, ended in self.decoder.run(jobs()):
+            one: Asked = job.ticket
+            text = self.processor.tokenizer.decode(tokens, skip_special_tokens=True)
+            yield one, Captioned(text=" ".join(text.split()), finish_reason="stop" if ended else "length", prompt=self.settings.prompt,
+                                 decoding=self._decoding(one).describe(one.seed), tokens=len(tokens))
+
+    def _decoding(self, one: Asked) -> Decoding:
+        return self.settings.reask if one.attempt and not self.settings.decoding.temperature else self.settings.decoding
 
     def _inputs(self, pictures: Sequence[NDArray[Any]]) -> dict[str, Any]:
         inputs = self.processor(images=list(pictures), text=[self.settings.prompt] * len(pictures), padding=True, return_tensors="pt")
@@ -173,15 +174,6 @@ class LlavaCaptioner:
         if marks != given:
             raise ValueError(f"the processor of {self.settings.model} leaves {marks} places for a picture, the model fills {given}: "
                              "they do not belong together; use the processor that was saved with the model")
-
-    def _check_canary(self) -> None:
-        import numpy as np
-
-        blank = np.full((self.side_px, self.side_px, 3), 127, np.uint8)
-        first, second = (self.describe([picture], [0])[0].text for picture in (blank, known_picture(self.side_px)))
-        if first == second:
-            raise ValueError(f"{self.settings.model} says the same of a blank picture and of a landscape ({first[:80]!r}): it does "
-                             "not look at its input; check the weights, or set captioner.canary=false for a model that is not trained")
 
 
 def load_llava(address: str, revision: str | None, device: str, dtype: Any) -> tuple[Any, Any]:
@@ -209,31 +201,6 @@ def load_llava(address: str, revision: str | None, device: str, dtype: Any) -> t
     return processor, model.to(device).eval()
 
 
-def seeded_sampling(decoding: Decoding, seeds: Sequence[int]) -> Any:
-    """Nucleus sampling as a logits processor that leaves one word: each row draws from a generator of its own.
-
-    One uniform number a row and step is turned into a word through the cumulative distribution, so what is drawn for a picture
-    does not depend on its batch, and no global seed is touched.
-    """
-    import torch
-    from transformers import LogitsProcessor
-
-    class SeededSampling(LogitsProcessor):
-        def __init__(self) -> None:
-            self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-
-        def __call__(self, input_ids: Any, scores: Any) -> Any:
-            probabilities_BV, order_BV = torch.softmax(scores.float() / decoding.temperature, -1).sort(dim=-1, descending=True, stable=True)
-            total_BV = probabilities_BV.cumsum(-1)
-            kept_BV = (total_BV - probabilities_BV) < decoding.top_p
-            mass_B1 = (probabilities_BV * kept_BV).sum(-1, keepdim=True)
-            drawn_B1 = torch.stack([torch.rand(1, generator=generator) for generator in self.generators]).to(scores.device) * mass_B1
-            place_B1 = torch.minimum((total_BV <= drawn_B1).sum(-1, keepdim=True), kept_BV.sum(-1, keepdim=True) - 1)
-            return torch.full_like(scores, -torch.inf).scatter_(1, order_BV.gather(1, place_B1), 0.0)
-
-    return SeededSampling()
-
-
 def padded(rgb_HWC: NDArray[Any], mean_C: Sequence[float]) -> NDArray[Any]:
     """The picture in the middle of a square of the mean colour (each of `mean_C` in 0 .. 1)."""
     import numpy as np
@@ -247,14 +214,11 @@ def padded(rgb_HWC: NDArray[Any], mean_C: Sequence[float]) -> NDArray[Any]:
     return square_HWC
 
 
-def known_picture(side_px: int) -> NDArray[Any]:
-    """A picture that nobody would describe as a blank one: blue above green, and a yellow disc."""
-    import numpy as np
+def squared(rgb_HWC: NDArray[Any], side_px: int, mean_C: Sequence[float]) -> NDArray[Any]:
+    """The whole picture in a square of `side_px`, padded with the mean colour; one that is that square already stays as it is."""
+    from supir_model.images import resize
 
-    y_HW, x_HW = np.mgrid[:side_px, :side_px] / side_px
-    rgb_HWC = np.where((y_HW < 0.6)[..., None], (70, 130, 220), (50, 140, 40)).astype(np.uint8)
-    rgb_HWC[(y_HW - 0.25) ** 2 + (x_HW - 0.7) ** 2 < 0.02] = (250, 220, 60)
-    return rgb_HWC
+    return rgb_HWC if rgb_HWC.shape[:2] == (side_px, side_px) else resize(padded(rgb_HWC, mean_C), side_px, side_px)
 
 
 def _side_px(image_processor: Any) -> int:

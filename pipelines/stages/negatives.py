@@ -269,5 +269,5 @@ class PromptsAsCaptions(TravelsAsFields):
         made = rows["images"].select(["image_id", "prompt", "seed"]).to_pylist()
         said = [{"image_id": row["image_id"], "caption": row["prompt"], "engine": "prompt", "model": self.model, "revision": self.weights,
                  "prompt": row["prompt"], "decoding": f"seed {row['seed']}", "finish_reason": "stop", "verdict": "ok",
-                 "clip_tokens": self.count_tokens(row["prompt"]) if self.count_tokens else None} for row in made]
+                 "clip_tokens": self.count_tokens(row["prompt"]) if self.count_tokens else None, "seen": ""} for row in made]
         return Result(pa.Table.from_pylist(said, schema=captions.SCHEMA))

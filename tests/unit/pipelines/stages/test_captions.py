@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from pipelines import caption
 from pipelines.recipes.caption import RECIPES
 from pipelines.runtime.stage import version_of
 from pipelines.stages.caption_checks import CheckSettings
-from pipelines.stages.captioner import Captioned, Identity
+from pipelines.stages.captioner import Asked, Captioned, Identity
 from pipelines.stages.captions import SCHEMA, CaptionStage, seed_of
 from pipelines.stages.facts import FactsSettings
 from pipelines.stages.llava import LlavaSettings
@@ -53,9 +53,13 @@ class Script:
     def prepare(self, rgb_HWC: Any) -> Any:
         return rgb_HWC
 
-    def describe(self, images: Sequence[Any], seeds: Sequence[int], *, attempt: int = 0) -> list[Captioned]:
-        self.asked.append((attempt, len(images)))
-        return [Captioned(text=self.lines[attempt], finish_reason="stop", prompt="", decoding="") for _ in images]
+    def prove(self) -> None:
+        """Nothing to prove."""
+
+    def describe_all(self, asked: Iterator[Asked]) -> Iterator[tuple[Asked, Captioned]]:
+        for one in asked:
+            self.asked.append((one.attempt, one.place))
+            yield one, Captioned(text=self.lines[one.attempt], finish_reason="stop", prompt="", decoding="")
 
 
 def scripted(lines: tuple[str, ...], reasks: int) -> tuple[CaptionStage, Script]:
@@ -106,14 +110,14 @@ def test_a_picture_that_does_not_decode_fails_alone(rows: list[dict[str, object]
 def test_a_fault_is_asked_about_again_and_then_accepted(rows: list[dict[str, object]]) -> None:
     stage, script = scripted(("", GOOD), reasks=1)
     result = stage.process(shard(rows), {})
-    assert script.asked == [(0, 5), (1, 5)]
+    assert sorted(script.asked) == [(attempt, place) for attempt in (0, 1) for place in range(5)]
     assert set(result.table.column("verdict").to_pylist()) == {"ok_after_1"}
 
 
 def test_a_fault_that_stays_is_rejected_with_its_reason(rows: list[dict[str, object]]) -> None:
     stage, script = scripted(("tree " * 40, "I'm sorry, I cannot see the image you mean."), reasks=1)
     result = stage.process(shard(rows), {})
-    assert len(script.asked) == 2
+    assert len(script.asked) == 10
     assert result.table.num_rows == 0
     assert {o.reason for o in result.outcomes} == {"refusal"}
     assert result.outcomes[0].detail.startswith("I'm sorry")
@@ -192,7 +196,7 @@ def test_errors_before_any_work(tmp_path: Path, here: list[str], capsys: pytest.
 
 
 def test_recipes_are_whole_and_named() -> None:
-    assert set(RECIPES) == {"tiny", "llava_13b", "llava_7b", "llava_13b_released"}
+    assert set(RECIPES) == {"tiny", "llava_13b", "llava_7b", "llava_13b_released", "endpoint"}
     released, greedy = RECIPES["llava_13b_released"]().captioner, RECIPES["llava_13b"]().captioner
     assert isinstance(released, LlavaSettings)
     assert isinstance(greedy, LlavaSettings)

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.stages.llava import Decoding, LlavaCaptioner, LlavaSettings, known_picture, padded, seeded_sampling
+from pipelines.stages.captioner import Asked, Captioned, known_picture
+from pipelines.stages.llava import Decoding, LlavaCaptioner, LlavaSettings, padded
+from pipelines.stages.llava_decoder import nucleus
 from tests.helpers import photographs
 from tests.tiny_models import tiny_llava
 
@@ -71,16 +73,56 @@ def test_another_attempt_decodes_in_another_way(captioner: LlavaCaptioner, pictu
 
 def test_nucleus_sampling_draws_from_the_nucleus_with_its_probabilities() -> None:
     logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).repeat(4000, 1)
-    chosen = seeded_sampling(Decoding(temperature=1.0, top_p=0.7), range(4000))(None, logits).argmax(-1)
-    shares = torch.bincount(chosen, minlength=4) / 4000
+    ones, drawn = torch.ones(4000, 1), torch.rand(4000, 1, generator=torch.Generator().manual_seed(0))
+    shares = torch.bincount(torch.tensor(nucleus(logits, ones, 0.7 * ones, drawn)), minlength=4) / 4000
     assert shares[2:].sum() == 0
     assert shares[0] == pytest.approx(0.5 / 0.8, abs=0.03)  # 4 standard deviations of 4000 draws
 
 
+def plain_generate(captioner: LlavaCaptioner, picture: np.ndarray, ends: list[int], tokens: int) -> list[int]:
+    inputs = captioner._inputs([captioner.prepare(picture)])
+    made = captioner.model.generate(**inputs, max_new_tokens=tokens, do_sample=False, eos_token_id=ends, pad_token_id=3)
+    new = made[0, inputs["input_ids"].shape[1]:].tolist()
+    return new[:new.index(next(token for token in new if token in ends))] if any(token in ends for token in new) else new
+
+
+@pytest.mark.parametrize("places", [1, 3, 8])
+def test_rows_that_come_and_go_say_what_generate_says(captioner: LlavaCaptioner, monkeypatch: pytest.MonkeyPatch, places: int) -> None:
+    """Ends are chosen so that rows end at different steps, others join, and the cache moves under them."""
+    photos = [np.array(Image.open(path).convert("RGB").resize((90 + 7 * i, 80))) for i, path in enumerate(photographs(9))]
+    free = [plain_generate(captioner, photo, [2], 20) for photo in photos]
+    ends = [2, free[0][3], free[1][7], free[2][12]]
+    wanted = [plain_generate(captioner, photo, ends, 20) for photo in photos]
+    assert len({len(one) for one in wanted}) > 2, "all rows end at once"
+    monkeypatch.setattr(captioner.decoder, "ends", frozenset(ends))
+    monkeypatch.setattr(captioner.decoder, "places", places)
+    monkeypatch.setattr(captioner.decoder, "max_new_tokens", 20)
+    asked = (Asked(place=i, picture_HWC=photo, seed=i) for i, photo in enumerate(photos))
+    said = {one.place: answer for one, answer in captioner.describe_all(asked)}
+    texts = [" ".join(captioner.processor.tokenizer.decode(tokens, skip_special_tokens=True).split()) for tokens in wanted]
+    assert [said[i].text for i in range(9)] == texts  # type: ignore[union-attr]
+    assert [said[i].tokens for i in range(9)] == [len(tokens) for tokens in wanted]  # type: ignore[union-attr]
+
+
+def test_pictures_are_drawn_when_there_is_room(captioner: LlavaCaptioner, pictures: list[np.ndarray],
+                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+
+    def asked() -> Any:
+        for i, picture in enumerate(pictures):
+            drawn.append(i)
+            yield Asked(place=i, picture_HWC=picture, seed=i)
+
+    monkeypatch.setattr(captioner.decoder, "places", 2)
+    answers = captioner.describe_all(asked())
+    assert isinstance(next(answers)[1], Captioned)
+    assert drawn == [0, 1]
+    assert len(list(answers)) == 4
+
+
 def test_an_end_token_ends_a_caption(captioner: LlavaCaptioner, pictures: list[np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs = captioner._inputs([captioner.prepare(pictures[0])])
-    tokens = captioner.model.generate(**inputs, max_new_tokens=3, do_sample=False)[0, inputs["input_ids"].shape[1]:]
-    monkeypatch.setattr(captioner.model.generation_config, "eos_token_id", [2, int(tokens[1])])
+    tokens = plain_generate(captioner, pictures[0], [2], 3)
+    monkeypatch.setattr(captioner.decoder, "ends", frozenset([2, tokens[1]]))
     said = captioner.describe(pictures[:1], [0])[0]
     assert said.finish_reason == "stop"
 
@@ -88,18 +130,22 @@ def test_an_end_token_ends_a_caption(captioner: LlavaCaptioner, pictures: list[n
 def test_out_of_memory_halves_the_batch(captioner: LlavaCaptioner, pictures: list[np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
     whole = captioner.describe(pictures, range(5))
     sizes: list[int] = []
-    generate = captioner.model.generate
+    model = captioner.model
 
-    def small_memory(**inputs: Any) -> Any:
-        sizes.append(len(inputs["input_ids"]))
-        if sizes[-1] > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return generate(**inputs)
+    class SmallMemory:
+        config = model.config
 
-    monkeypatch.setattr(captioner.model, "generate", small_memory)
-    monkeypatch.setattr(captioner.memory, "most", None)
+        def __call__(self, **inputs: Any) -> Any:
+            sizes.append(len(inputs["input_ids"]))
+            if sizes[-1] > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return model(**inputs)
+
+    monkeypatch.setattr(captioner.decoder, "model", SmallMemory())
+    monkeypatch.setattr(captioner.decoder, "places", 5)
     assert captioner.describe(pictures, range(5)) == whole
-    assert sizes == [5, 2, 2, 1]
+    assert sizes[:2] == [5, 2]
+    assert max(sizes[1:]) == 2
 
 
 def test_pictures_are_padded_or_cut_to_the_square_of_the_tower(captioner: LlavaCaptioner) -> None:
