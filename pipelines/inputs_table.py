@@ -1,23 +1,28 @@
 """The inputs table: one row per thing asked for. The driver of `ingest` writes it, shard after shard, before anything is fetched.
 
 The shard n is committed under the ordinal n and a constant key, so exactly one writer can decide what it holds. A driver that was
-killed goes on behind the last commit; of two drivers, the one that is refused lists again and goes on behind the winner. So a source
-is never lost and stands in one shard.
+killed goes on with the first ordinal that is free; of two drivers, the one that is refused lists again and goes on behind the winner. So
+a source is never lost and stands in one shard.
 
 Retries: a source whose fetch failed may be asked for again (`retry_failed`). Its row is then repeated in a new shard with the next
 `attempt`; **the outcome in the last shard that holds a source_id is the one that counts**. Only failed sources are repeated, so the
 images table still holds each source once.
 
-The driver keeps the ids that it knows in memory: about 100 bytes a source, 2 GB for 20 million.
+Of files and tars the driver keeps the ids that it knows in memory: about 100 bytes a source, 2 GB for 20 million. Of tables it keeps 8
+bytes a row (pipelines/table_shards.py).
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from infra.dataset import Dataset, ShardRef, Snapshot, content_digest
 from infra.gc import TAKEN_DOWN
@@ -29,8 +34,10 @@ STAGE_VERSION = 1
 SCHEMA = pa.schema([
     ("source_id", pa.string()), ("address", pa.string()), ("position", pa.string()), ("offset", pa.int64()), ("size_bytes", pa.int64()),
     ("licence", pa.string()), ("licence_url", pa.string()), ("attribution", pa.string()), ("source_url", pa.string()),
-    ("caption_source", pa.string()), ("attempt", pa.int32()),
+    ("caption_source", pa.string()), ("attempt", pa.int32()), ("kind", pa.string()), ("url", pa.string()), ("problem", pa.string()),
 ])
+COMMITTERS = 8  # choice: small files, so their latency hides behind threads
+MENDABLE = "failed_upstream"  # a problem that asking ourselves may mend
 Row = dict[str, object]
 
 
@@ -46,16 +53,36 @@ class ShardLimits:
             raise ValueError(f"a shard of {self.size_bytes} bytes and {self.rows} rows holds nothing: both must be at least 1")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What is not asked for at all, by what the source says. Decided when a row is listed: what was listed stays as it was."""
+
+    licences: tuple[str, ...] = ()  # names or addresses; empty: any. Compared without case, http(s):// and a slash at the end
+    min_short_side_px: int = 0  # of tables that tell the size
+
+    def licence_problem(self, licence: str, licence_url: str) -> str | None:
+        """The problem of a row under that licence, or None."""
+        if not self.licences or {_plain(licence), _plain(licence_url)} & {_plain(one) for one in self.licences}:
+            return None
+        return f"licence: {licence or licence_url or 'none told'}"
+
+
+def _plain(licence: str) -> str:
+    return licence.strip().lower().removeprefix("https://").removeprefix("http://").rstrip("/") or "-"
+
+
 def source_id(name: str, position: str) -> str:
     """32 hex digits that name a position in a source."""
     return hashlib.sha256(f"{name}\0{position}".encode()).hexdigest()[:32]
 
 
-def to_row(item: Item, address: str, name: str) -> Row:
+def to_row(item: Item, address: str, name: str, wanted: Wanted | None = None) -> Row:
     """An item of a source as a row."""
+    told = item.provenance
     place: Row = {"source_id": source_id(name, item.position), "address": address, "position": item.position,
-                  "offset": item.offset, "size_bytes": item.size_bytes, "attempt": 0}
-    return place | asdict(item.provenance)
+                  "offset": item.offset, "size_bytes": item.size_bytes, "attempt": 0, "kind": "file" if item.offset is None else "member",
+                  "problem": wanted.licence_problem(told.licence, told.licence_url) if wanted else None}
+    return place | asdict(told)
 
 
 def group(rows: Iterable[Row], limits: ShardLimits) -> Iterator[list[Row]]:
@@ -73,44 +100,66 @@ def group(rows: Iterable[Row], limits: ShardLimits) -> Iterator[list[Row]]:
         yield shard
 
 
-def new_rows(dataset: Dataset, source: Source, name: str = "") -> Iterator[Row]:
+def new_rows(dataset: Dataset, source: Source, name: str = "", wanted: Wanted | None = None) -> Iterator[Row]:
     """Rows for what is in the source and not in the table yet, in the order of the source. Raises ValueError for an empty source."""
     known = {one for ref in committed(dataset) for one in source_ids(dataset, ref)}
     found = 0
     address = source.address
     for item in source.items():
         found += 1
-        row = to_row(item, address, name or address)
+        row = to_row(item, address, name or address, wanted)
         if row["source_id"] not in known:
             yield row
-    if not found:
+    if not found and not source.tables:
         others = f" ({sum(source.skipped.values())} other files)" if source.skipped else ""
         raise ValueError(f"{source.url} holds no file with the suffix of an image{others}: "
                          "give --input a folder, a prefix or a tar that does")
 
 
 def failed_rows(dataset: Dataset, images: Snapshot) -> Iterator[Row]:
-    """The rows to ask for again: sources whose newest attempt was fetched and failed."""
-    newest: dict[str, str] = {}
+    """The rows to ask for again: sources whose newest attempt was fetched and failed, but for what a retry cannot mend (`problem`)."""
     refs = {ref.shard: ref for ref in committed(dataset)}
-    for shard, ref in refs.items():
-        newest.update(dict.fromkeys(source_ids(dataset, ref), shard))
-    for shard, ref in images.shards.items():
-        failed = {outcome.row_id for outcome in dataset.outcomes(ref) if outcome.status == "failed"}
-        for row in dataset.read(refs[shard]).to_pylist() if failed else []:
-            if row["source_id"] in failed and newest[row["source_id"]] == shard:
-                yield row | {"attempt": row["attempt"] + 1}
+    failed = {shard: {outcome.row_id for outcome in dataset.outcomes(ref) if outcome.status == "failed"}
+              for shard, ref in images.shards.items()}
+    ids = pa.array(sorted(set().union(*failed.values())), pa.string())
+    newest: dict[str, str] = {}
+    for shard, ref in refs.items() if len(ids) else ():
+        here = dataset.read(ref, ["source_id"]).column("source_id")
+        newest.update(dict.fromkeys(pc.filter(here, pc.is_in(here, value_set=ids)).to_pylist(), shard))
+    for shard in images.shards:
+        for row in dataset.read(refs[shard]).to_pylist() if failed[shard] else []:
+            problem = row.get("problem") or ""
+            if row["source_id"] in failed[shard] and newest[row["source_id"]] == shard and (not problem or problem.startswith(MENDABLE)):
+                yield row | {"attempt": row["attempt"] + 1, "problem": None}
 
 
 def append(dataset: Dataset, shards: Iterable[list[Row]]) -> bool:
     """Commit shards behind the last one; False when another writer took an ordinal first (list again, then go on)."""
-    for ordinal, rows in enumerate(shards, start=len(committed_names(dataset))):
-        data = pa.Table.from_pylist(rows, schema=SCHEMA)
-        ref = dataset.commit(table=TABLE, version=VERSION, shard=f"{ordinal:05d}", key=KEY, data=data, outcomes=[],
-                             ledger=Ledger(len(rows), len(rows)), inputs={}, stage_version=STAGE_VERSION)
-        if ref.digest != content_digest(data):
-            return False
-    return True
+    return append_tables(dataset, ((pa.Table.from_pylist(rows, schema=SCHEMA), {}) for rows in shards))
+
+
+def append_tables(dataset: Dataset, shards: Iterable[tuple[pa.Table, dict[str, str]]]) -> bool:
+    """The same for rows that are tables already, with what they cover. Several commits are on their way at a time, each its own ordinal."""
+    taken = {shard for shard, _ in dataset.committed(TABLE, VERSION)}
+    free = (shard for shard in (f"{n:05d}" for n in itertools.count()) if shard not in taken)
+    waiting: deque[Future[bool]] = deque()
+    ours = True
+    with ThreadPoolExecutor(COMMITTERS) as pool:
+        for rows, covers in shards:
+            waiting.append(pool.submit(_commit, dataset, next(free), rows, covers))
+            if len(waiting) > COMMITTERS or waiting[0].done():
+                ours = waiting.popleft().result() and ours
+            if not ours:
+                break
+        return all([ours, *(future.result() for future in waiting)])
+
+
+def _commit(dataset: Dataset, shard: str, rows: pa.Table, covers: dict[str, str]) -> bool:
+    """Whether what stands under this ordinal now are these rows."""
+    count = rows.num_rows
+    ref = dataset.commit(table=TABLE, version=VERSION, shard=shard, key=KEY, data=rows, outcomes=[], ledger=Ledger(count, count),
+                         inputs=covers, stage_version=STAGE_VERSION)
+    return ref.inputs == covers and (bool(covers) or ref.digest == content_digest(rows))  # what is covered names the rows already
 
 
 def taken_down_by_shard(dataset: Dataset) -> Callable[[str], dict[str, list[str]]]:

@@ -1,8 +1,9 @@
-"""Where photographs come from: a folder, an S3 prefix, WebDataset tars in either, or one picture. Lists what is there; fetches nothing.
+"""Where photographs come from: a folder, an S3 prefix, WebDataset tars in either, a picture, tables. Lists what is there; fetches nothing.
 
 An item is one thing asked for. A folder's items are its files with an image's suffix; a tar's items are its members with one, and
 members of the same stem say more about them (`.txt`: caption, `.json`: licence and origin). A CSV file tells the same of a folder:
-`photos.csv` in it, or `<folder>.csv` beside it, with a column `file`. The order is that of the names, always.
+`photos.csv` in it, or `<folder>.csv` beside it, with a column `file`. The order is that of the names, always. Tables (URLs, Parquet with
+pictures in it) are only named here: pipelines/table_shards.py reads them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.storage import LocalStore, NotFound, StorageError, Store, open_store
+from pipelines.table_files import Columns, TableFile, is_table, look
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".mpo")
 CAPTION_SUFFIXES = (".txt", ".caption")
@@ -60,15 +62,21 @@ class Item:
 
 @dataclass
 class Source:
-    """A listing of one address. `skipped` counts by suffix the files that are no images by their names, while it is read."""
+    """A listing of one address. While it is read, `skipped` counts by suffix the files that are no images by their names, and `tables`
+    takes the names of tables: with `tables_too` every Parquet file and a table that is addressed itself, with `lists` all of them.
+    """
 
     url: str
     sidecar: str = ""
+    tables_too: bool = False
+    lists: bool = False
     skipped: Counter[str] = field(default_factory=Counter)
+    tables: list[str] = field(default_factory=list)
+    stems: set[str] = field(default_factory=set)  # of tars and folders, beside which img2dataset puts its records
 
     @property
     def is_one_file(self) -> bool:
-        """Whether the address names a single tar or picture."""
+        """Whether the address names a single tar, picture or table."""
         return self._place()[1] is not None
 
     @property
@@ -80,7 +88,7 @@ class Source:
         """(address, the one key that was asked for when the source is a single tar or picture)."""
         store = open_store(self.url)
         folder, _, name = store.url.rpartition("/")
-        is_one = os.path.splitext(name)[1].lower() in (TAR_SUFFIX, *IMAGE_SUFFIXES)
+        is_one = os.path.splitext(name)[1].lower() in (TAR_SUFFIX, *IMAGE_SUFFIXES) or (self.tables_too and is_table(name))
         if is_one and not (isinstance(store, LocalStore) and Path(store.url).is_dir()):
             return folder or "/", name
         return store.url, None
@@ -91,14 +99,27 @@ class Source:
         store = open_store(address)
         _check_there(store)
         told = _read_sidecar(store, self.sidecar)
+        self.tables.clear()
         for key, size_bytes in _files(store) if only is None else _one(store, only):
             suffix = os.path.splitext(key)[1].lower()
-            if suffix == TAR_SUFFIX:
+            self.stems |= {key.removesuffix(TAR_SUFFIX)} if suffix == TAR_SUFFIX else {key.rpartition("/")[0]}
+            if self._is_table(key, only):
+                self.tables.append(key)
+            elif suffix == TAR_SUFFIX:
                 yield from self._members(store, key, size_bytes)
             elif suffix in IMAGE_SUFFIXES or key.endswith("/"):
                 yield Item(position=to_position(key), size_bytes=size_bytes, provenance=told.get(key, Provenance()))
             elif key not in (self.sidecar, SIDECAR):
                 self.skipped[suffix or "no suffix"] += 1
+
+    def table(self, key: str, columns: Columns) -> TableFile:
+        """One of `tables`, opened. Raises table_files.UnusableTable."""
+        return look(open_store(self.address), key, columns, beside=os.path.splitext(key)[0] in self.stems)
+
+    def _is_table(self, key: str, only: str | None) -> bool:
+        if not self.tables_too or not is_table(key) or (key in (self.sidecar, SIDECAR) and only is None):
+            return False
+        return only is not None or self.lists or key.lower().endswith(".parquet")
 
     def _members(self, store: Store, key: str, size_bytes: int) -> Iterator[Item]:
         """The pictures in one tar. A tar that breaks off is itself an item after them, so that its failure stands in the ledger."""
@@ -190,6 +211,10 @@ def _one_file(key: str, entry: os.DirEntry[str]) -> Iterator[tuple[str, int]]:
 
 def _read_sidecar(store: Store, name: str) -> dict[str, Provenance]:
     """File -> provenance from the CSV that was named, from photos.csv in the source, or from <folder>.csv beside a local one."""
+    if name.endswith(".json"):
+        from pipelines.ffhq import parse_json  # the one record of that kind
+
+        return parse_json(store.read(name), name)
     if name:
         return parse_csv(store.read(name), name)
     places = [(store, SIDECAR)]

@@ -1,28 +1,43 @@
-"""Recipes of the ingest job."""
+"""Recipes of the ingest job. Those of public sources are written from their documentation and have not been tried against the network."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from pipelines.inputs_table import ShardLimits
+from pipelines.inputs_table import ShardLimits, Wanted
 from pipelines.runtime.cluster import WorkerOptions
+from pipelines.table_files import Columns
+from pipelines.web.options import WebOptions
 from supir_model.images import MAX_PIXELS
+
+PUBLIC_DOMAIN = ("https://creativecommons.org/publicdomain/mark/1.0/", "https://creativecommons.org/publicdomain/zero/1.0/")
+TRAINED_SIDE_PX = 1024  # Sec. 3.2: images of 1024 x 1024
 
 
 @dataclass(frozen=True, kw_only=True)
 class IngestConfig:
     """The whole configuration of an ingest run."""
 
-    input: str  # a folder, an S3 prefix, or a tar
+    input: str  # a folder, an S3 prefix, a tar, or a table
     output: str
     source_name: str = ""  # what the source is known by; empty: its address. Name it where the address may change
     sidecar: str = ""  # CSV in the source that tells provenance; empty: photos.csv, or <folder>.csv beside the folder
+    lists: bool = False  # take CSV, TSV and text files of a folder for URL tables too (Parquet files always are looked into)
+    columns: Columns = field(default_factory=Columns)
+    wanted: Wanted = field(default_factory=Wanted)
     shard: ShardLimits = field(default_factory=ShardLimits)
+    expected_bytes: int = 512 * 2**10  # of a photograph on the web; measured: 0.7 MB the mean of the photographs in the benchmark
+    expected_rows: int = 0  # what the source should hold; another count is told. 0: unknown
     max_bytes: int = 200 * 2**20  # choice: larger than any photograph of a camera, smaller than a shard
     max_pixels: int = MAX_PIXELS
+    web: WebOptions = field(default_factory=WebOptions)
     retry_failed: bool = False  # ask once more for what could not be fetched
     workers: WorkerOptions = field(default_factory=WorkerOptions)
+
+    def __post_init__(self) -> None:
+        if self.expected_bytes < 1:
+            raise ValueError(f"expected_bytes={self.expected_bytes}: a photograph has at least one byte")
 
 
 def tiny() -> IngestConfig:
@@ -35,4 +50,61 @@ def paper_20m() -> IngestConfig:
     return IngestConfig(input="s3://sources/photographs", output="s3://corpus/v1", workers=WorkerOptions(workers=0))
 
 
-RECIPES: dict[str, Callable[[], IngestConfig]] = {"tiny": tiny, "paper_20m": paper_20m}
+def urls() -> IngestConfig:
+    """Any table of URLs, politely: give --input and web.contact."""
+    return IngestConfig(input="urls.parquet", output="s3://corpus/v1")
+
+
+def pd12m() -> IngestConfig:
+    """PD12M: 12.4 million CC0 or public domain images with captions, hosted for this purpose on one bucket, which takes many requests.
+
+    Its table (id, url, caption, width, height, mime_type, hash, license, source) as its card describes it.
+    """
+    return IngestConfig(input="s3://sources/PD12M/metadata", output="s3://corpus/pd12m", source_name="pd12m", expected_rows=12_400_000,
+                        columns=Columns(url="url", caption="caption", licence_url="license", width="width", height="height"),
+                        wanted=Wanted(licences=PUBLIC_DOMAIN, min_short_side_px=TRAINED_SIDE_PX), expected_bytes=2 * 2**20,
+                        web=WebOptions(host_in_flight=64, host_per_s=0.0))
+
+
+def pd_extended() -> IngestConfig:
+    """pd-extended: the 34.8 million rows that PD12M was chosen from, of the same layout."""
+    return replace(pd12m(), input="s3://sources/pd-extended/metadata", output="s3://corpus/pd-extended", source_name="pd-extended",
+                   expected_rows=34_759_405)
+
+
+def common_catalog_by() -> IngestConfig:
+    """CommonCatalog CC-BY: 14.6 million Flickr photographs inside Parquet files; everything under CC BY 2.0, the authors named."""
+    return IngestConfig(input="s3://sources/commoncatalog-cc-by", output="s3://corpus/commoncatalog", source_name="commoncatalog-cc-by",
+                        columns=Columns(image="jpg", caption="blip2_caption", licence="licensename", licence_url="licenseurl",
+                                        attribution="unickname", source_url="pageurl", width="width", height="height"),
+                        wanted=Wanted(licences=("https://creativecommons.org/licenses/by/2.0/",), min_short_side_px=TRAINED_SIDE_PX),
+                        expected_rows=14_600_000)
+
+
+def unsplash_lite() -> IngestConfig:
+    """Unsplash Lite: 25,000 photographs, also for commercial use; the table has no licence column, its terms hold for all rows."""
+    return IngestConfig(input="s3://sources/unsplash-lite/photos.tsv000", output="s3://corpus/unsplash-lite", source_name="unsplash-lite",
+                        columns=Columns(url="photo_image_url", caption="photo_description", attribution="photographer_username",
+                                        width="photo_width", height="photo_height"),
+                        wanted=Wanted(min_short_side_px=TRAINED_SIDE_PX), expected_rows=25_000, expected_bytes=4 * 2**20)
+
+
+def laion_hd() -> IngestConfig:
+    """LAION-HD, 21 million after deduplication: addresses all over the web. It tells no licences: what may be used is for you to judge."""
+    return IngestConfig(input="s3://sources/laion_hd_21M_deduped", output="s3://corpus/laion-hd", source_name="laion-hd",
+                        columns=Columns(url="URL", caption="TEXT", width="WIDTH", height="HEIGHT"),
+                        wanted=Wanted(min_short_side_px=TRAINED_SIDE_PX), expected_rows=21_000_000,
+                        web=WebOptions(in_flight=256, host_in_flight=2, host_per_s=2.0), workers=WorkerOptions(workers=0))
+
+
+def ffhq() -> IngestConfig:
+    """FFHQ's unaligned photographs (Sec. 4.1: 70 K faces), downloaded by its own script; licence and author of each from its record."""
+    allowed = ("Attribution License", "Public Domain Mark", "Public Domain Dedication (CC0)", "United States Government Work")
+    return IngestConfig(input="s3://sources/ffhq/in-the-wild-images", output="s3://corpus/faces", source_name="ffhq",
+                        sidecar="ffhq-dataset-v2.json", wanted=Wanted(licences=allowed), expected_rows=70_000)
+
+
+RECIPES: dict[str, Callable[[], IngestConfig]] = {
+    "tiny": tiny, "paper_20m": paper_20m, "urls": urls, "pd12m": pd12m, "pd_extended": pd_extended, "common_catalog_by": common_catalog_by,
+    "unsplash_lite": unsplash_lite, "laion_hd": laion_hd, "ffhq": ffhq,
+}

@@ -1,0 +1,1 @@
+"""Asking web servers for photographs: politely, and without being led where nobody may go."""

@@ -1,0 +1,221 @@
+"""Tables through the whole job: URLs from a real server, pictures in Parquet, img2dataset's outputs, what is wrong with them, retries."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from infra.dataset import Dataset
+from pipelines import ingest
+from pipelines.recipes.ingest import RECIPES, IngestConfig
+from tests.helpers import photographs, shrunk
+from tests.unit.pipelines.conftest import here  # noqa: F401  (a fixture)
+from tests.unit.pipelines.stages.test_fetch import tar_file
+from tests.unit.pipelines.web.conftest import WebServer
+
+WEB = ("--set", "web.contact=corpus@example.org", "--set", 'web.allow_networks=["127.0.0.1/32"]', "--set", "web.host_per_s=0",
+       "--set", "web.attempts=1", "--set", "web.deadline_s=2")
+pytestmark = pytest.mark.usefixtures("here")
+
+
+def run(*args: object, expect: int = 0) -> None:
+    assert ingest.main([str(arg) for arg in args]) == expect
+
+
+def rows(dataset: Dataset, table: str) -> list[dict[str, Any]]:
+    return [row for ref in dataset.snapshot(table).shards.values() for row in dataset.read(ref).to_pylist()]
+
+
+def outcomes(dataset: Dataset) -> dict[str, tuple[str, str]]:
+    """Position -> (status, reason)."""
+    names = {row["source_id"]: row["position"] for row in rows(dataset, "inputs")}
+    found = [o for ref in dataset.snapshot("images").shards.values() for o in dataset.outcomes(ref)]
+    return {names[one.row_id]: (one.status, one.reason) for one in found}
+
+
+def parquet(path: Path, **columns: Any) -> Path:
+    pq.write_table(pa.table(columns), path, row_group_size=2)
+    return path
+
+
+def test_a_table_of_urls_with_everything_that_is_wrong_in_it(server: WebServer, tmp_path: Path) -> None:
+    secret = server.url("/signed.png?X-Amz-Signature=verysecret&w=1").replace("http://", "http://user:hunter2@")
+    urls = [server.url("/good.png?1"), None, server.url("/404.png"), server.url("/good.png?1"), "file:///etc/passwd", secret,
+            server.url("/x" * 6000), server.url("/noai.png"), " ", server.url("/good.png?2")]
+    table = parquet(tmp_path / "list.parquet", URL=urls, TEXT=[f"caption {i}" for i in range(10)],
+                    License=["CC0"] * 9 + ["all rights reserved"], author=["Ada"] * 10)
+    run("--input", table, "--output", tmp_path / "ds", "--set", "shard.rows=4", "--set", 'wanted.licences=["cc0"]', *WEB)
+    dataset = Dataset(str(tmp_path / "ds"))
+    assert outcomes(dataset) == {
+        "list.parquet#1": ("failed", "null_url"), "list.parquet#2": ("failed", "http_404"), "list.parquet#3": ("rejected", "duplicate_url"),
+        "list.parquet#4": ("failed", "bad_scheme"), "list.parquet#6": ("failed", "url_too_long"), "list.parquet#7": ("rejected", "noai"),
+        "list.parquet#8": ("failed", "null_url"), "list.parquet#9": ("rejected", "licence")}
+    first, signed = rows(dataset, "images")
+    assert (first["bytes"], first["licence"], first["attribution"], first["source_url"]) == (server.picture, "CC0", "Ada", urls[0])
+    assert [row["caption_source"] for row in rows(dataset, "inputs")] == [f"caption {i}" for i in range(10)]
+    assert signed["source_url"] == server.url("/signed.png?X-Amz-Signature=REDACTED&w=1")
+    exposed = [path for path in (tmp_path / "ds").rglob("*") if path.is_file() and path.parent.name != "inputs"
+               and (b"verysecret" in path.read_bytes() or b"hunter2" in path.read_bytes())]
+    assert not exposed
+    assert not any("verysecret" in str(one) for name in ("images",) for one in rows(dataset, name))
+
+
+def test_a_retry_asks_again_for_what_may_have_come(server: WebServer, tmp_path: Path, here: list[str]) -> None:  # noqa: F811
+    (tmp_path / "list.txt").write_text(f"{server.url('/appears.png')}\n\n{server.url('/disallowed/z.png')}\n{server.url('/good.png')}\n")
+    command = ("--input", tmp_path / "list.txt", "--output", tmp_path / "ds", *WEB)
+    run(*command)
+    dataset = Dataset(str(tmp_path / "ds"))
+    assert outcomes(dataset) == {"list.txt#0": ("failed", "http_404"), "list.txt#1": ("rejected", "robots")}
+    here.clear()
+    run(*command)
+    assert here == [], "nothing changed, so nothing is asked for"
+    run(*command, "--set", "retry_failed=true")
+    assert here == ["fetch 00001"]
+    assert [row["attempt"] for row in rows(dataset, "inputs")] == [0, 0, 0, 1]
+    assert len(rows(dataset, "images")) == 2
+    with (tmp_path / "list.txt").open("a") as file:
+        file.write(server.url("/good.png?more") + "\n")
+    run(*command)
+    assert [row["position"] for row in rows(dataset, "inputs")][4:] == ["list.txt#3"], "what was appended is new, and it alone"
+
+
+def test_a_killed_listing_goes_on_and_a_changed_table_is_refused(server: WebServer, tmp_path: Path,
+                                                                 capsys: pytest.CaptureFixture[str]) -> None:
+    urls = [server.url(f"/good.png?{i}") for i in range(11)] + [server.url("/good.png?3")]
+    table = parquet(tmp_path / "list.parquet", url=urls)
+    command = ("--input", table, "--set", "shard.rows=3", "--set", "source_name=one", *WEB)
+    run(*command, "--output", tmp_path / "calm")
+    run(*command, "--output", tmp_path / "killed")
+    for gone in ("commits/inputs/current", "commits/images", "images"):
+        shutil.rmtree(tmp_path / "killed" / gone)
+    for hole in ("00001", "00003"):  # commits are made side by side, so a kill may leave holes
+        next((tmp_path / "killed/commits/inputs/inputs").glob(f"{hole}.*")).unlink()
+    run(*command, "--output", tmp_path / "killed")
+    calm, killed = Dataset(str(tmp_path / "calm")), Dataset(str(tmp_path / "killed"))
+    assert [killed.snapshot(name).digest for name in ("inputs", "images")] == [calm.snapshot(name).digest for name in ("inputs", "images")]
+    assert outcomes(killed) == {"list.parquet#11": ("rejected", "duplicate_url")}
+    parquet(tmp_path / "list.parquet", url=["http://other/x.png", *urls[1:]])
+    run(*command, "--output", tmp_path / "calm", expect=2)
+    assert "rows 0 to 2 were listed before" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("columns", "flags", "told"), [
+    ({"link": ["x"]}, (), "none is known to hold addresses"), ({"url": [1]}, (), "is int64, expected text"),
+    ({"image_link": ["x"]}, ("--set", "columns.url=image_lnk"), "did you mean 'image_link'?"),
+    ({"url": ["http://x/"], "caption": [["a", "b"]]}, (), "expected text or numbers"),
+    ({"image": ["x"], "url": ["y"]}, ("--set", "columns.image=image"), "expected binary or a struct")])
+def test_tables_that_cannot_be_used_are_told(columns: Any, flags: Any, told: str, tmp_path: Path,
+                                             capsys: pytest.CaptureFixture[str]) -> None:
+    table = parquet(tmp_path / "list.parquet", **columns)
+    run("--input", table, "--output", tmp_path / "ds", *WEB, *flags, expect=2)
+    assert told in capsys.readouterr().err
+
+
+def test_nobody_asks_without_a_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "urls.csv").write_text("url\nhttp://192.0.2.1/a.jpg\n")
+    run("--input", tmp_path / "urls.csv", "--output", tmp_path / "ds", expect=2)
+    assert "web.contact" in capsys.readouterr().err
+
+
+def test_csv_with_short_rows_and_bytes_that_are_no_text(server: WebServer, tmp_path: Path) -> None:
+    text = f"caption,url,width\n\"a, b\",{server.url('/good.png')},10\nshort\n\"two\nlines\",{server.url('/good.png?2')},x\n"
+    (tmp_path / "urls.csv").write_bytes(text.encode() + b"caf\xe9,http://\xff/a.jpg,5\n")
+    run("--input", tmp_path / "urls.csv", "--output", tmp_path / "ds", *WEB)
+    dataset = Dataset(str(tmp_path / "ds"))
+    assert {name: reason for name, (_, reason) in outcomes(dataset).items()}.keys() == {"urls.csv#1", "urls.csv#3"}
+    assert [row["caption_source"] for row in rows(dataset, "inputs")] == ["a, b", "short", "two\nlines", "caf\ufffd"]
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[bytes]:
+    return [shrunk(path, 48) for path in photographs(5)]
+
+
+@pytest.mark.parametrize("struct", [True, False])
+def test_parquet_with_pictures_in_it(struct: bool, pictures: list[bytes], tmp_path: Path) -> None:
+    cells: list[Any] = [{"bytes": data, "path": f"{i}.png"} for i, data in enumerate(pictures)] if struct else list(pictures)
+    cells[2] = {"bytes": None, "path": "elsewhere.png"} if struct else None
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    parquet(folder / "train-0.parquet", image=cells, text=list("abcde"), license=["CC0"] * 5)
+    (folder / "cut.parquet").write_bytes((folder / "train-0.parquet").read_bytes()[:400])
+    parquet(folder / "numbers.parquet", weights=[1.0, 2.0])
+    run("--input", folder, "--output", tmp_path / "ds", "--set", "shard.rows=3")
+    dataset = Dataset(str(tmp_path / "ds"))
+    assert [row["bytes"] for row in rows(dataset, "images")] == pictures[:2] + pictures[3:]
+    assert outcomes(dataset) == {"cut.parquet#0": ("failed", "unreadable_table"), "numbers.parquet#0": ("failed", "unknown_schema"),
+                                 "train-0.parquet#2": ("failed", "empty")}
+    assert {row["licence"] for row in rows(dataset, "images")} == {"CC0"}
+
+
+def test_the_outputs_of_img2dataset(server: WebServer, pictures: list[bytes], tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    members = []
+    for i, data in enumerate(pictures[:2]):
+        meta = {"url": f"http://h/{i}.png", "caption": f"c{i}", "license": "CC0", "status": "success"}
+        members += [(f"{i:09d}.jpg", data), (f"{i:09d}.txt", f"c{i}".encode()), (f"{i:09d}.json", json.dumps(meta).encode())]
+    tar_file(folder / "00000.tar", members)
+    parquet(folder / "00000.parquet", url=["http://h/0.png", "http://h/1.png", server.url("/good.png?late")], key=["0", "1", "2"],
+            status=["success", "success", "failed_to_download"], error_message=[None, None, "timed out"], caption=["c0", "c1", "c2"])
+    (folder / "00000_stats.json").write_text("{}")
+    run("--input", folder, "--output", tmp_path / "ds", *WEB)
+    dataset = Dataset(str(tmp_path / "ds"))
+    assert [(row["bytes"], row["source_url"]) for row in rows(dataset, "images")] == \
+        [(pictures[0], "http://h/0.png"), (pictures[1], "http://h/1.png")]
+    assert outcomes(dataset) == {"00000.parquet#2": ("failed", "failed_upstream")}
+    run("--input", folder, "--output", tmp_path / "ds", *WEB, "--set", "retry_failed=true")
+    assert [row["bytes"] for row in rows(dataset, "images")][2] == server.picture, "what img2dataset failed to fetch, we ask for ourselves"
+
+
+# recipes of public sources, on small files of the same layout
+
+def small(name: str, folder: Path, server: WebServer, pictures: list[bytes]) -> Path:
+    url, big = server.url("/good.png?a"), [2000, 2000, 600]
+    urls = [url, server.url("/good.png?b"), server.url("/good.png?c")]
+    mark = "https://creativecommons.org/publicdomain/mark/1.0/"
+    if name in ("pd12m", "pd_extended"):
+        return parquet(folder / "metadata.parquet", id=["1", "2", "3"], url=urls, caption=["c"] * 3, width=big, height=big,
+                       mime_type=["image/png"] * 3, hash=["h"] * 3, license=[mark, "http://elsewhere/", mark], source=["s"] * 3)
+    if name == "common_catalog_by":
+        return parquet(folder / "part.parquet", jpg=pictures[:3], blip2_caption=["c"] * 3, caption=["x"] * 3, licensename=["Attribution"] * 3,
+                       licenseurl=["http://creativecommons.org/licenses/by/2.0/", "http://other/", "http://creativecommons.org/licenses/by/2.0/"],
+                       width=big, height=big, unickname=["Ada"] * 3, pageurl=["http://p"] * 3, key=["1"] * 3, status=["success"] * 3,
+                       error_message=[None] * 3)
+    if name == "laion_hd":
+        return parquet(folder / "laion.parquet", URL=urls, TEXT=["c"] * 3, WIDTH=big, HEIGHT=big, similarity=[0.3] * 3)
+    if name == "unsplash_lite":
+        lines = ["photo_id\tphoto_url\tphoto_image_url\tphoto_width\tphoto_height\tphoto_description\tphotographer_username"]
+        lines += [f"{i}\thttp://p\t{one}\t{side}\t{side}\tc\tAda" for i, (one, side) in enumerate(zip(urls, big))]
+        (folder / "photos.tsv000").write_text("\n".join(lines) + "\n")
+        return folder / "photos.tsv000"
+    told = {str(i): {"metadata": {"photo_url": "http://f", "author": "Ada", "license": licence, "license_url": "http://l"},
+                     "in_the_wild": {"file_path": f"in-the-wild-images/0000{i}.png"}}
+            for i, licence in enumerate(["Public Domain Mark", "Attribution-NonCommercial License", "Attribution License"])}
+    (folder / "ffhq-dataset-v2.json").write_text(json.dumps(told))
+    for i in range(3):
+        (folder / f"0000{i}.png").write_bytes(pictures[i])
+    return folder
+
+
+@pytest.mark.parametrize(("name", "taken"), [("pd12m", 1), ("pd_extended", 1), ("common_catalog_by", 1), ("laion_hd", 2),
+                                             ("unsplash_lite", 2), ("ffhq", 2)])
+def test_recipes_of_public_sources(name: str, taken: int, server: WebServer, pictures: list[bytes], tmp_path: Path) -> None:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    config: IngestConfig = RECIPES[name]()
+    assert config.expected_rows
+    assert config.source_name
+    run("--recipe", name, "--input", small(name, folder, server, pictures), "--output", tmp_path / "ds", *WEB)
+    dataset = Dataset(str(tmp_path / "ds"))
+    assert len(rows(dataset, "images")) == taken
+    assert {reason for status, reason in outcomes(dataset).values() if status == "rejected"} <= {"licence", "told_too_small"}
+    assert not [one for one in outcomes(dataset).values() if one[0] == "failed"]
+    if name not in ("laion_hd",):
+        assert all(row["attribution"] == "Ada" or row["licence_url"] for row in rows(dataset, "images"))
