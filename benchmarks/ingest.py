@@ -86,8 +86,8 @@ def table(folder: Path, port: int, count: int) -> Path:
 
 def flags(source: Path, output: Path, rows: int) -> list[str]:
     """Our command line."""
-    sets = ("web.contact=benchmark", 'web.allow_networks=["127.0.0.1/32"]', "web.host_in_flight=64", "web.host_per_s=0", f"shard.rows={rows}",
-            f"expected_bytes={256 * 2**20 // rows}")
+    sets = ("web.contact=benchmark", 'web.allow_networks=["127.0.0.1/32"]', "web.host_in_flight=64", "web.host_per_s=0",
+            f"shard.rows={rows}", f"expected_bytes={256 * 2**20 // rows}")
     return ["--input", str(source), "--output", str(output), *(part for one in sets for part in ("--set", one))]
 
 
@@ -190,16 +190,16 @@ def main(argv: list[str]) -> int:
         number = port.get()
         sources = {count: table(folder, number, count) for count in (1, args.count)}
         sides = {"ours": ours, **({"img2dataset": None} if args.img2dataset else {})}
-        for turn in range(args.rounds + 1):
+        for turn in range(-1, args.rounds + 1):
             for side in sides:
-                count = args.count if turn else 1  # the first turn measures the start
+                count = args.count if turn > 0 else 1  # the first two turns: cold, then what a start takes
                 output = folder / f"{side}{turn}"
                 took = ours(sources[count], output, args.rows) if side == "ours" else \
                     theirs(args.img2dataset, sources[count], output, args.rows, args.threads)
                 check(output, count, side == "ours")
                 shutil.rmtree(output)
                 print(f"{side}: {count} in {took:.1f} s", file=sys.stderr, flush=True)
-                if turn:
+                if turn > 0:
                     seconds[side].append(took)
                 else:
                     starts[side] = took
@@ -211,7 +211,8 @@ def main(argv: list[str]) -> int:
                               "mean_bytes": sum(map(len, pictures)) // len(pictures), "parts": shares}
     for side in sides:
         median = statistics.median(seconds[side])
-        result[side] = {"seconds": [round(one, 1) for one in seconds[side]], "median_s": round(median, 2), "start_s": round(starts[side], 1),
+        result[side] = {"seconds": [round(one, 1) for one in seconds[side]], "median_s": round(median, 2),
+                        "start_s": round(starts[side], 1),
                         "images_per_s": round(args.count / median, 1),
                         "rate_without_start": round(args.count / max(median - starts[side], 1e-3), 1)}
     if args.img2dataset:

@@ -30,6 +30,7 @@ from infra.ledger import Ledger, Outcome
 from infra.storage import NotFound, StorageError, open_store, unique_name
 
 VOLATILE = frozenset({"retrieved_at", "elapsed_s", "tar"})  # columns that content digests leave out; docs/data.md marks them
+_NOTHING = b"v4:None"  # a null, as `_feed` writes it
 READERS = 16  # choice: commits are small objects, latency hides behind threads
 ROW_GROUP_ROWS = 64  # choice: readers that want some rows of an image shard do not pay for all of it
 
@@ -117,6 +118,11 @@ def content_digest(table: pa.Table, volatile: frozenset[str] = VOLATILE) -> str:
         total.update(f"\n{name}:{_type_name(table.schema.field(name).type)}\n".encode())
         column = table.column(name)
         # bytes one by one, so that no second copy of a shard's images is held; all else by chunks, which is several times faster
+        if pa.types.is_string(column.type):
+            for chunk in column.chunks:
+                total.update(b"".join([_NOTHING if value is None else b"s%d:%b" % (len(text := value.encode()), text)
+                                       for value in chunk.to_pylist()]))
+            continue
         values = (value.as_py() for value in column) if pa.types.is_binary(column.type) else \
             (value for chunk in column.chunks for value in chunk.to_pylist())
         for value in values:

@@ -191,7 +191,7 @@ def _digest(table: TableFile, batch: pa.Table, options: TableOptions) -> str:
 
 def _rows(table: TableFile, name: str, first: int, batch: pa.Table, options: TableOptions, seen: Seen) -> pa.Table:
     """The rows of `inputs` for a piece of a table."""
-    count = batch.num_rows
+    count, place = batch.num_rows, to_position(table.key)
     nothing = pa.nulls(count, pa.string())
     empty = pa.array([""] * count, pa.string())
 
@@ -207,7 +207,7 @@ def _rows(table: TableFile, name: str, first: int, batch: pa.Table, options: Tab
     data = {
         "source_id": pa.array(_ids(name, table.key, first, first + count), pa.string()),
         "address": pa.array([table.store.url] * count, pa.string()),
-        "position": pa.array([f"{to_position(table.key)}#{row}" for row in range(first, first + count)], pa.string()),
+        "position": pa.array([f"{place}#{row}" for row in range(first, first + count)], pa.string()),
         "offset": pa.array(range(first, first + count), pa.int64()) if is_cell else pa.nulls(count, pa.int64()),
         "size_bytes": pa.array([table.size_bytes // max(1, table.rows or 1) if is_cell else 0] * count, pa.int64()),
         "licence": pc.coalesce(column("licence"), empty),

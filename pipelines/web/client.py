@@ -181,7 +181,7 @@ class WebClient:
         unavailable = refused.code.startswith("http_4") and refused.code != "http_429"
         if unavailable or refused.code == "too_many_redirects":  # RFC 9309, 2.3.1.2 and 2.3.1.3: as if there were none
             return robots.Rules(read_at=time.monotonic())
-        if refused.code in ("dns", "private_address", "connect", "tls"):
+        if refused.code in ("dns", "private_address", "connect", "tls", "bad_url"):
             raise refused  # the site itself cannot or must not be reached: say that
         return robots.Rules(problem=refused.code, read_at=time.monotonic())
 

@@ -23,7 +23,7 @@ MAX_BYTES = 300_000
 EXPECTED = {
     "/good.png": "", "/gzip.png": "", "/redirect/3": "", "/noai_other.png": "", "/busy.png": "", "/flaky.png": "", "/away.png": "",
     "/redirect/9": "too_many_redirects", "/loop": "too_many_redirects", "/to_private": "private_address", "/to_metadata": "private_address",
-    "/to_mapped": "private_address", "/to_decimal": "private_address", "/to_file": "bad_scheme", "/to_disallowed": "robots",
+    "/to_mapped": "private_address", "/to_decimal": "bad_url", "/to_file": "bad_scheme", "/to_disallowed": "robots",
     "/disallowed/a.png": "robots", "/noai.png": "noai", "/noai_us.png": "noai", "/tdm.png": "tdm_reserved",
     "/bomb.png": "too_many_bytes", "/lying.png": "too_many_bytes", "/huge.png": "too_many_bytes", "/endless.html": "not_an_image",
     "/page.html": "not_an_image", "/empty.png": "empty", "/brotli.png": "content_encoding", "/truncated.png": "truncated",

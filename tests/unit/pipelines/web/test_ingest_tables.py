@@ -179,13 +179,13 @@ def test_the_outputs_of_img2dataset(server: WebServer, pictures: list[bytes], tm
 def small(name: str, folder: Path, server: WebServer, pictures: list[bytes]) -> Path:
     url, big = server.url("/good.png?a"), [2000, 2000, 600]
     urls = [url, server.url("/good.png?b"), server.url("/good.png?c")]
-    mark = "https://creativecommons.org/publicdomain/mark/1.0/"
+    mark, by = "https://creativecommons.org/publicdomain/mark/1.0/", "http://creativecommons.org/licenses/by/2.0/"
     if name in ("pd12m", "pd_extended"):
         return parquet(folder / "metadata.parquet", id=["1", "2", "3"], url=urls, caption=["c"] * 3, width=big, height=big,
                        mime_type=["image/png"] * 3, hash=["h"] * 3, license=[mark, "http://elsewhere/", mark], source=["s"] * 3)
     if name == "common_catalog_by":
         return parquet(folder / "part.parquet", jpg=pictures[:3], blip2_caption=["c"] * 3, caption=["x"] * 3, licensename=["Attribution"] * 3,
-                       licenseurl=["http://creativecommons.org/licenses/by/2.0/", "http://other/", "http://creativecommons.org/licenses/by/2.0/"],
+                       licenseurl=[by, "http://other/", by],
                        width=big, height=big, unickname=["Ada"] * 3, pageurl=["http://p"] * 3, key=["1"] * 3, status=["success"] * 3,
                        error_message=[None] * 3)
     if name == "laion_hd":
