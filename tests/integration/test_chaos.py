@@ -53,7 +53,7 @@ def table(tmp_path: Path) -> Iterator[Path]:
         made = tmp_path / "urls.csv"
         rows = [f"http://127.0.0.1:{port}/{quote(name)},CC0-1.0,a picture" for name in names]
         made.write_text("\n".join(["url,license,caption", *rows]) + "\n")
-        wait_until(lambda: can_connect(port))
+        wait_until(lambda: can_connect(port), "the web server")
         yield made
     finally:
         server.kill()
@@ -167,8 +167,8 @@ def write_result(tally: Tally, total_s: float, calm_s: float) -> None:
     SUPIR_CHAOS_SEED={SEED} SUPIR_CHAOS_ROUNDS={ROUNDS} make chaos
 
 Measured on {os.cpu_count()} cores in {total_s:.0f} s, against a SeaweedFS server. An undisturbed run on a local disk took
-{calm_s:.0f} s. One command (`pipelines/corpus.py`): {len(photographs())} photographs from a folder and again from a web server on loopback, in shards of three;
-ingest, measures, selection. SIGKILL after {WAIT_S[0]:g} to {WAIT_S[1]:g} s, drawn from the seed.
+{calm_s:.0f} s. One command (`pipelines/corpus.py`): {len(photographs())} photographs from a folder and
+again from a web server on loopback, in shards of three; ingest, measures, selection. SIGKILL after {WAIT_S[0]:g} to {WAIT_S[1]:g} s, drawn from the seed.
 
 | killed | times |
 | --- | --- |
