@@ -8,6 +8,8 @@ from typing import Any
 TEXT = ("a photograph of the sky and green grass with some trees under bright light in front of an old wooden house near water "
         "user assistant chat between curious artificial intelligence gives helpful detailed polite answers to questions describe this "
         "image its style very manner")
+CHAT = ("{% for message in messages %}{{ message['role'].upper() }}: {% for part in message['content'] %}{% if part['type'] == 'image' %}"
+        "<image>\n{% else %}{{ part['text'] }}{% endif %}{% endfor %} {% endfor %}ASSISTANT:")  # as LLaVA-1.5's own, for servers
 
 
 def tiny_tokenizer() -> Any:
@@ -51,5 +53,5 @@ def tiny_llava(folder: Path, seed: int = 0, image_px: int = 56) -> Path:
     model.save_pretrained(folder)
     pictures = CLIPImageProcessorPil(size={"shortest_edge": image_px}, crop_size={"height": image_px, "width": image_px})
     LlavaProcessor(image_processor=pictures, tokenizer=tokenizer, patch_size=14, vision_feature_select_strategy="default",
-                   num_additional_image_tokens=1).save_pretrained(folder)
+                   num_additional_image_tokens=1, chat_template=CHAT).save_pretrained(folder)
     return folder

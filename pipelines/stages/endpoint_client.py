@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import base64
 import email.utils
 import json
@@ -53,6 +54,7 @@ class Replica:
 
     url: str
     out: int = 0
+    failures: int = 0  # since its last answer
     rests_until: float = 0.0
 
 
@@ -70,6 +72,7 @@ class EndpointClient:
         self._session: Any = None
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="endpoint", daemon=True).start()
+        atexit.register(self.close)
 
     @property
     def window(self) -> int:
@@ -91,6 +94,11 @@ class EndpointClient:
         wrong = {url: names for url, names in serving.items() if names and not any(_same_model(name, model) for name in names)}
         if len(wrong) == len(serving) and not os.path.isdir(model):  # `transformers serve` lists its cache, not a folder it was given
             raise ValueError(f"captioner.model is {model!r}, but {next(iter(wrong))} serves {', '.join(next(iter(wrong.values()))[:5])}")
+
+    def close(self) -> None:
+        """Give the connections back."""
+        if self._session is not None and not self._session.closed:
+            asyncio.run_coroutine_threadsafe(self._session.close(), self._loop).result(timeout=5)
 
     async def _models(self) -> dict[str, list[str] | str]:
         return dict(zip((one.url for one in self._replicas), await asyncio.gather(*(self._list(one) for one in self._replicas))))
@@ -116,16 +124,18 @@ class EndpointClient:
             replica.out += 1
             try:
                 caption = self._read(await self._post_json(replica, body), decoding, seed)
-                self._answered()
+                self._answered(replica)
                 return caption
             except BadAnswer as error:
-                self._answered()
+                self._answered(replica)
                 if error.reason == "endpoint_refused" or tries >= self.settings.tries:
                     return Refused(reason=error.reason, detail=error.detail)
                 pause_s = self._pause_s(tries)
             except Busy as error:
-                pause_s = self._pause_s(tries) if error.after_s is None else min(error.after_s, self.settings.patience_s)
-                replica.rests_until = max(replica.rests_until, time.monotonic() + pause_s)
+                replica.failures += 1
+                rest_s = self._pause_s(replica.failures) if error.after_s is None else min(error.after_s, self.settings.patience_s)
+                replica.rests_until = max(replica.rests_until, time.monotonic() + rest_s)
+                pause_s = 0.0  # another replica may take it at once
                 if tries >= self.settings.tries and self._answered_at > begun:  # others are answered: it is this picture
                     return Refused(reason="endpoint_failed", detail=f"{tries} tries, the last: {error}")
                 silent_s = time.monotonic() - max(begun, self._answered_at)
@@ -143,14 +153,15 @@ class EndpointClient:
             awake = [one for one in self._replicas if one.rests_until <= now]
             if awake:
                 return min(awake, key=lambda one: (one.out, self._chance.random()))
-            await asyncio.sleep(min(one.rests_until for one in self._replicas) - now)
+            rest_s = min(one.rests_until for one in self._replicas) - now
+            await asyncio.sleep(rest_s * self._chance.uniform(1.0, 1.2))  # not all at once
 
     def _pause_s(self, tries: int) -> float:
         """Exponential back-off with full jitter."""
-        return self._chance.uniform(0.5, 1.0) * min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** (tries - 1))
+        return self._chance.uniform(0.5, 1.0) * min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** min(tries - 1, 10))
 
-    def _answered(self) -> None:
-        self._answered_at = time.monotonic()
+    def _answered(self, replica: Replica) -> None:
+        self._answered_at, replica.failures = time.monotonic(), 0
         self._window = min(float(self.settings.in_flight), self._window + 1 / self._window)
 
     def _crowded(self) -> None:
