@@ -168,7 +168,8 @@ def write_result(tally: Tally, total_s: float, calm_s: float) -> None:
 
 Measured on {os.cpu_count()} cores in {total_s:.0f} s, against a SeaweedFS server. An undisturbed run on a local disk took
 {calm_s:.0f} s. One command (`pipelines/corpus.py`): {len(photographs())} photographs from a folder and
-again from a web server on loopback, in shards of three; ingest, measures, selection. SIGKILL after {WAIT_S[0]:g} to {WAIT_S[1]:g} s, drawn from the seed.
+again from a web server on loopback, in shards of three; ingest, measures, selection.
+SIGKILL after {WAIT_S[0]:g} to {WAIT_S[1]:g} s, drawn from the seed.
 
 | killed | times |
 | --- | --- |
