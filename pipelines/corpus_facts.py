@@ -1,7 +1,10 @@
-"""What only the whole corpus can tell: thresholds from percentiles, and who wins in a group of duplicates. From the scores tables alone.
+"""What only the whole corpus can tell: thresholds from percentiles, who wins in a group of duplicates, and what shows a test picture.
+From the scores tables alone.
 
-No pixel is moved, and memory is bounded: about 100 bytes a row, 2 GB for 20 million. Every answer is a function of the rows: not of
-their order, of shards or of workers. Rows that were taken down, or that fail a threshold themselves, take no part: a group must not
+No pixel is moved, and memory is bounded: 160 bytes a row and 8 for each measure of the rule, and while duplicates are sought about as
+much again (docs/results/duplicates.md). Every answer is a function of the rows: not of
+their order, of shards or of workers. Rows that were taken down, that show a test picture, or that fail a threshold themselves, take no
+part: a group must not
 lose its good copy to one that is rejected anyway.
 """
 
@@ -17,12 +20,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from infra.dataset import Dataset, Snapshot
+from pipelines.contamination import TestPictures, contaminated
+from pipelines.duplicates import Forms, near_losers
+from pipelines.stages.hashes import CROPS, LEAST_QUALITY, WORDS, to_words
 from pipelines.stages.selection import DUPLICATE_EXACT, DUPLICATE_NEAR, SelectionRule, Threshold
 
-HASH_BITS = 64
-BLOCK_ROWS = 1024  # choice: 1024 x n comparisons at a time stay in the cache
+EXCLUDE_RADIUS = 40  # choice: see recipes/curate.py, which sets it
 RANKED_BY = "sharpness"  # of two copies of one size the sharper wins
-COLUMNS = ["image_id", "source_id", "width", "height", "short_side", "phash"]
+COLUMNS = ["image_id", "source_id", "width", "height", "short_side", "phash", "phash_quality", "phash_crops"]
 SIGNIFICANT_DIGITS = 3  # choice: a few more photographs do not move a threshold, so what was selected stays selected
 
 
@@ -36,7 +41,9 @@ class Rows:
     pixels: NDArray[Any]
     short_side: NDArray[Any]
     measures: dict[str, NDArray[Any]]  # RANKED_BY and what the rule judges by; NaN where it was not measured
-    phash: NDArray[Any]  # uint64
+    phash: NDArray[Any]  # uint64, N x 4
+    crops: tuple[NDArray[Any], ...]  # of the same shape, one for each of hashes.CROPS
+    is_clear: NDArray[Any]  # whether the hash means anything
     shards: list[str]
 
     def __len__(self) -> int:
@@ -50,31 +57,40 @@ class CorpusFacts:
     limits: dict[str, float]  # of a measure
     taken_down: dict[str, list[str]] = field(default_factory=dict)
     duplicates: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    contaminated: dict[str, dict[str, str]] = field(default_factory=dict)  # of each shard: source_id -> the test picture
 
     def params(self, shard: str) -> dict[str, Any]:
         """What the selection of one shard depends on."""
-        return {"limits": self.limits, "taken_down": self.taken_down.get(shard, []), "duplicates": self.duplicates.get(shard, {})}
+        return {"limits": self.limits, "taken_down": self.taken_down.get(shard, []), "duplicates": self.duplicates.get(shard, {}),
+                "contaminated": self.contaminated.get(shard, {})}
 
 
-def corpus_facts(dataset: Dataset, scores: Snapshot, rule: SelectionRule) -> CorpusFacts:
+def corpus_facts(dataset: Dataset, scores: Snapshot, rule: SelectionRule, tests: TestPictures | None = None,
+                 exclude_radius: int = EXCLUDE_RADIUS) -> CorpusFacts:
     """Read the scores and decide."""
-    return facts_of(load_rows(dataset, scores, rule), rule, dataset.takedowns())
+    return facts_of(load_rows(dataset, scores, rule), rule, dataset.takedowns(), tests, exclude_radius)
 
 
-def facts_of(rows: Rows, rule: SelectionRule, takedowns: frozenset[str] = frozenset()) -> CorpusFacts:
+def facts_of(rows: Rows, rule: SelectionRule, takedowns: frozenset[str] = frozenset(), tests: TestPictures | None = None,
+             exclude_radius: int = EXCLUDE_RADIUS) -> CorpusFacts:
     """The facts of these rows under a rule."""
     gone = _among(rows, takedowns)
-    large = ~gone & (rows.short_side >= rule.min_short_side)
-    limits = {one.measure: threshold(rows.measures[one.measure][large], one.threshold) for one in rule.limits()}
+    shown = contaminated(rows.image_id, rows.phash, rows.is_clear, tests, exclude_radius) if tests else {}
+    candidates = ~gone & (rows.short_side >= rule.min_short_side)
+    candidates[list(shown)] = False
+    limits = {one.measure: threshold(rows.measures[one.measure][candidates], one.threshold) for one in rule.limits()}
     failing = [one.fails(rows.measures[one.measure], limits[one.measure]) for one in rule.limits()]
-    contenders = np.flatnonzero(large & ~np.any(failing, axis=0) if failing else large)
+    contenders = np.flatnonzero(candidates & ~np.any(failing, axis=0) if failing else candidates)
     duplicates: dict[str, dict[str, list[str]]] = defaultdict(dict)
     for row, reason, winner in _losers(rows, contenders, rule.near_radius):
         duplicates[rows.shards[rows.shard[row]]][_hex(rows.source_id[row], 16)] = [reason, winner]
     taken_down: dict[str, list[str]] = defaultdict(list)
     for shard, source in zip(rows.shard[gone].tolist(), rows.source_id[gone].tolist()):
         taken_down[rows.shards[shard]].append(_hex(source, 16))
-    return CorpusFacts(limits=limits, duplicates=dict(duplicates),
+    of_tests: dict[str, dict[str, str]] = defaultdict(dict)
+    for row, name in shown.items():
+        of_tests[rows.shards[rows.shard[row]]][_hex(rows.source_id[row], 16)] = name
+    return CorpusFacts(limits=limits, duplicates=dict(duplicates), contaminated=dict(of_tests),
                        taken_down={shard: sorted(ids) for shard, ids in taken_down.items()})
 
 
@@ -103,7 +119,8 @@ def _losers(rows: Rows, contenders: NDArray[Any], near_radius: int) -> Iterator[
     for row in order[~survives].tolist():
         yield row, DUPLICATE_EXACT, _hex(rows.source_id[survivor_of[rows.image_id[row]]], 16)
     order = order[survives]
-    for loser, winner in near_losers(rows.phash[order], near_radius):
+    order = order[rows.is_clear[order]]
+    for loser, winner in near_losers(Forms(own_N4=rows.phash[order], crops=tuple(one[order] for one in rows.crops)), near_radius):
         yield int(order[loser]), DUPLICATE_NEAR, _hex(rows.image_id[order[winner]], 32)
 
 
@@ -113,76 +130,46 @@ def rank(rows: Rows, which: NDArray[Any]) -> NDArray[Any]:
     return np.lexsort(keys)  # the last key decides first
 
 
-def near_losers(hashes: NDArray[Any], radius: int) -> Iterator[tuple[int, int]]:
-    """(loser, winner) among hashes that are sorted from the best row to the worst."""
-    unique, first, group = np.unique(hashes, return_index=True, return_inverse=True)
-    close: dict[int, list[int]] = defaultdict(list)
-    for a, b in near_pairs(unique, radius):
-        close[a].append(b)
-        close[b].append(a)
-    winner_of: dict[int, int] = {}  # loser's unique hash -> winner's; equal hashes share their fate with the best of them
-    for one in sorted(close, key=lambda u: first[u]):
-        better = [first[other] for other in close[one] if first[other] < first[one] and other not in winner_of]
-        if better:
-            winner_of[one] = int(min(better))
-    for row, one in enumerate(group.tolist()):
-        if one in winner_of:
-            yield row, winner_of[one]
-        elif row != first[one]:
-            yield row, int(first[one])
-
-
-def near_pairs(unique: NDArray[Any], radius: int) -> list[tuple[int, int]]:
-    """Index pairs (a < b) of hashes (uint64, distinct) that differ in at most `radius` bits.
-
-    Of radius + 1 bands of bits two such hashes agree in one at least, so only hashes that share a band are compared.
-    """
-    if not 0 <= radius < HASH_BITS:
-        raise ValueError(f"near_radius is {radius}, expected 0 to {HASH_BITS - 1} bits")
-    found: set[tuple[int, int]] = set()
-    edges = np.linspace(0, HASH_BITS, radius + 2).astype(int)
-    for low, high in zip(edges[:-1].tolist(), edges[1:].tolist()) if radius else ():
-        band = (unique >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)
-        order = np.argsort(band, kind="stable")
-        starts = np.flatnonzero(np.diff(band[order], prepend=band[order][:1] + np.uint64(1)))
-        for members in np.split(order, starts[1:]):
-            found.update(_pairs_within(unique, np.sort(members), radius))
-    return sorted(found)
-
-
-def _pairs_within(unique: NDArray[Any], members: NDArray[Any], radius: int) -> Iterator[tuple[int, int]]:
-    for low in range(0, len(members) if len(members) > 1 else 0, BLOCK_ROWS):
-        block, rest = members[low:low + BLOCK_ROWS], members[low:]
-        close = np.bitwise_count(unique[block][:, None] ^ unique[rest][None, :]) <= radius
-        for a, b in np.argwhere(np.triu(close, k=1)).tolist():
-            yield int(block[a]), int(rest[b])
-
-
 # reading
 
 def load_rows(dataset: Dataset, scores: Snapshot, rule: SelectionRule) -> Rows:
-    """Read the columns that are needed of every shard."""
-    measures = sorted({RANKED_BY, *(one.measure for one in rule.limits())})
-    columns = [*COLUMNS, *measures]
-    tables = [dataset.read(ref, columns) for ref in scores.shards.values()]
-    sizes = [table.num_rows for table in tables]
-    whole = pa.concat_tables(tables) if tables else pa.table({name: [] for name in columns})
+    """Read the columns that are needed, shard after shard, into arrays that are made once."""
+    names = sorted({RANKED_BY, *(one.measure for one in rule.limits())})
+    columns = [*COLUMNS, *(name for name in names if name not in COLUMNS)]
+    rows = _empty(scores.rows, names, list(scores.shards))
+    low = 0
+    for shard, ref in enumerate(scores.shards.values()):
+        table = dataset.read(ref, columns)
+        at = slice(low, low := low + table.num_rows)
+        rows.shard[at] = shard
+        rows.image_id[at], rows.source_id[at] = _digests(table["image_id"], 32), _digests(table["source_id"], 16)
+        rows.pixels[at] = table["width"].to_numpy().astype(np.int64) * table["height"].to_numpy()
+        rows.short_side[at] = table["short_side"].to_numpy()
+        for name in names:
+            rows.measures[name][at] = table[name].to_numpy()
+        rows.phash[at], rows.is_clear[at] = _hashes(table["phash"]), table["phash_quality"].to_numpy() >= LEAST_QUALITY
+        crops = _hashes(table["phash_crops"]).reshape(-1, len(CROPS), WORDS)
+        for n, one in enumerate(rows.crops):
+            one[at] = crops[:, n]
+    return rows
 
-    def numbers(name: str) -> NDArray[Any]:
-        return np.asarray(whole[name].to_numpy())
 
-    return Rows(
-        image_id=_digests(whole["image_id"], 32), source_id=_digests(whole["source_id"], 16), shard=np.repeat(np.arange(len(sizes)), sizes),
-        pixels=numbers("width").astype(np.int64) * numbers("height").astype(np.int64), short_side=numbers("short_side"),
-        measures={name: numbers(name).astype(np.float64) for name in measures},
-        phash=_digests(whole["phash"], 8).view(">u8").astype(np.uint64),
-        shards=list(scores.shards))
+def _empty(count: int, measures: list[str], shards: list[str]) -> Rows:
+    def hashes() -> NDArray[Any]:
+        return np.zeros((count, WORDS), np.uint64)
+
+    return Rows(image_id=np.zeros(count, "S32"), source_id=np.zeros(count, "S16"), shard=np.zeros(count, np.int32),
+                pixels=np.zeros(count, np.int64), short_side=np.zeros(count, np.int32), is_clear=np.zeros(count, bool),
+                measures={name: np.zeros(count) for name in measures}, phash=hashes(), crops=tuple(hashes() for _ in CROPS), shards=shards)
 
 
 def _digests(column: pa.ChunkedArray, size_bytes: int) -> NDArray[Any]:
     """Hex text as fixed-width bytes: a third of the memory, and sorted as the text would be."""
-    raw = b"".join(bytes.fromhex(text) for chunk in column.chunks for text in chunk.to_pylist())
-    return np.frombuffer(raw, dtype=f"V{size_bytes}").view(f"S{size_bytes}")
+    return np.frombuffer(bytes.fromhex("".join(column.to_pylist())), dtype=f"V{size_bytes}").view(f"S{size_bytes}")
+
+
+def _hashes(column: pa.ChunkedArray) -> NDArray[Any]:
+    return to_words(bytes.fromhex("".join(column.to_pylist())))
 
 
 def _among(rows: Rows, ids: frozenset[str]) -> NDArray[Any]:

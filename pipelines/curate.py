@@ -4,7 +4,8 @@
     python pipelines/curate.py --input corpus/
     python pipelines/curate.py --input corpus/ --set rule.min_short_side=512      # selections alone are done again
 
-Workers measure (table `scores`); the driver derives from the scores what only the whole corpus can tell, percentiles and duplicates;
+Workers measure (table `scores`); the driver derives from the scores what only the whole corpus can tell: percentiles, duplicates, test
+sets;
 then workers apply the rule (table `selections`). No pixel is moved, and a changed rule measures nothing again. A limit that the recipe
 leaves out is a JSON object: --set 'rule.noise={"percentile": 99, "at_least": 3, "at_most": 6}'; `none` leaves one out.
 """
@@ -57,9 +58,14 @@ def check_models(config: CurateConfig) -> None:
 
 def select(config: CurateConfig, dataset: Dataset, scores: Snapshot, options: RunOptions) -> None:
     """Derive the facts of the corpus and apply the rule."""
-    from pipelines.corpus_facts import corpus_facts  # late: `--help` does not need numpy
+    from pipelines.contamination import read_tests  # late: `--help` does not need numpy
+    from pipelines.contamination import told as told_of_tests
+    from pipelines.corpus_facts import corpus_facts
 
-    facts = corpus_facts(dataset, scores, config.rule)
+    tests = read_tests(config.exclude, max_pixels=config.max_pixels)
+    facts = corpus_facts(dataset, scores, config.rule, tests, config.exclude_radius)
+    if config.exclude:
+        print(told_of_tests(tests, (name for of_shard in facts.contaminated.values() for name in of_shard.values())), flush=True)
     told = [f"{one.reason} {'below' if one.side == MIN else 'above'} {facts.limits[one.measure]:.4g}" for one in config.rule.limits()]
     print(f"corpus: {scores.rows} scores; {', '.join(told)}; {sum(map(len, facts.duplicates.values()))} duplicates", flush=True)
     run_stage(Selection(rule=config.rule), source=dataset, inputs={"scores": scores}, output=dataset, options=options,

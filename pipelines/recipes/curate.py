@@ -11,16 +11,21 @@ from pipelines.stages.image_models import ImageModels
 from pipelines.stages.selection import SelectionRule, Threshold, fixed
 from supir_model.images import MAX_PIXELS
 
-NEAR_RADIUS_BITS = 4  # choice: of the pairs of different photographs in examples/ the nearest differ in 10 bits
+NEAR_RADIUS_BITS = 31  # PDQ; measured: different photographs lie 90 bits apart or more (docs/results/duplicates.md)
+EXCLUDE_RADIUS_BITS = 40  # choice: wider, since a picture too many costs less than a test set seen
 
 
 @dataclass(frozen=True, kw_only=True)
 class CurateConfig:
-    """`input` is a dataset with images; scores and selections are written beside them. `models`: optional networks that measure."""
+    """`input` is a dataset with images; scores and selections are written beside them. `models`: optional networks that measure.
+    `exclude`: test sets (folders, prefixes, tars, datasets) whose pictures, whole, cropped or turned, must not be
+    selected; a match differs in `exclude_radius` of 256 bits at most."""
 
     input: str
     rule: SelectionRule
     models: ImageModels = field(default_factory=ImageModels)
+    exclude: tuple[str, ...] = ()
+    exclude_radius: int = EXCLUDE_RADIUS_BITS
     max_pixels: int = MAX_PIXELS
     workers: WorkerOptions = field(default_factory=WorkerOptions)
 

@@ -1,7 +1,7 @@
 """images -> scores: what can be measured of each picture alone.
 
 Columns: `width`, `height`, `short_side` (pixels, upright), those of stages/measures (float32), those of stages/image_models (null where
-no network is configured), `phash` (16 hex digits), and `measured_by`, the version of the code that measured. docs/data.md explains
+no network is configured), those of stages/hashes.py, and `measured_by`, the version of the code that measured. docs/data.md explains
 each. A picture that cannot be decoded is a failed row (`truncated`, `damaged`, `too_many_pixels`, …).
 """
 
@@ -24,7 +24,7 @@ SCHEMA = pa.schema([
     ("image_id", pa.string()), ("source_id", pa.string()), ("width", pa.int32()), ("height", pa.int32()), ("short_side", pa.int32()),
     *((name, pa.float32()) for name in MEASURES),
     ("face_count", pa.int32()), ("face_px", pa.float32()), ("aesthetic", pa.float32()), ("nsfw", pa.float32()), ("watermark", pa.float32()),
-    ("phash", pa.string()), ("measured_by", pa.string()),
+    ("phash", pa.string()), ("phash_quality", pa.float32()), ("phash_crops", pa.string()), ("measured_by", pa.string()),
 ])
 Row = dict[str, Any]
 Prepared = list[Any]  # one for each judge
@@ -39,7 +39,7 @@ class Scores(TravelsAsFields):
     threads: int = field(default=1, metadata={"result": False})
     batch_rows: int = field(default=32, metadata={"result": False})
     name: str = "scores"
-    version: int = 2
+    version: int = 3
     table: str = "scores"
     row_id: str = "source_id"
     keeps_rejected: bool = False
@@ -70,7 +70,7 @@ class Scores(TravelsAsFields):
         return Result(table, [one for one in measured if isinstance(one, Outcome)])
 
     def _measure(self, row: Row) -> tuple[Row, Prepared] | Outcome:
-        from pipelines.stages.measures.perceptual import perceptual_hash
+        from pipelines.stages.hashes import measure_hashes
         from pipelines.stages.measures.tiles import luma
         from supir_model.images import ImageError, decode
 
@@ -82,7 +82,7 @@ class Scores(TravelsAsFields):
         grey_HW = luma(rgb_HWC)
         scores = {"image_id": row["image_id"], "source_id": row["source_id"], "width": width, "height": height,
                   "short_side": min(width, height), **measure(rgb_HWC, grey_HW, row["bytes"]),
-                  "phash": f"{perceptual_hash(grey_HW):016x}", "measured_by": f"{self.name} {self.version}"}
+                  **measure_hashes(grey_HW), "measured_by": f"{self.name} {self.version}"}
         return scores, [judge.prepare(rgb_HWC) for judge in self.judges]
 
     def _judge(self, pairs: list[tuple[Row, Prepared]]) -> None:

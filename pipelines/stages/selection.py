@@ -1,6 +1,7 @@
 """scores -> selections: a rule applied to what was measured and to what the whole corpus told. Cheap, and done again when either changes.
 
-The first reason that holds is given: `taken_down`, `too_small`, then the limits in the order in which SelectionRule names them, then
+The first reason that holds is given: `taken_down`, `contaminated` (`value`: the test picture that it shows),
+`too_small`, then the limits in the order in which SelectionRule names them, then
 `duplicate_exact`, `duplicate_near`. `value` is what was measured and the limit, or for a duplicate the winner (exact: its source_id;
 near: its image_id).
 """
@@ -17,6 +18,7 @@ from pipelines.runtime.stage import Result
 
 SCHEMA = pa.schema([("image_id", pa.string()), ("source_id", pa.string()), ("accepted", pa.bool_()), ("reason", pa.string()),
                     ("value", pa.string())])
+CONTAMINATED = "contaminated"
 DUPLICATE_EXACT = "duplicate_exact"
 DUPLICATE_NEAR = "duplicate_near"
 TAKEN_DOWN = "taken_down"
@@ -71,7 +73,7 @@ def judged(side: str, reason: str, *, model: str = "") -> dict[str, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class SelectionRule:
-    """What an accepted picture is. Lengths in pixels, `near_radius` in bits of 64. A field that is `judged` limits the column of
+    """What an accepted picture is. Lengths in pixels, `near_radius` in bits of 256. A field that is `judged` limits the column of
     its name in `scores` (docs/data.md), None does not; to judge by another column, add one line at the place of its reason in the order."""
 
     min_short_side: int
@@ -109,7 +111,7 @@ class Selection:
 
     rule: SelectionRule
     name: str = "selection"
-    version: int = 2
+    version: int = 3
     table: str = "selections"
     row_id: str = "source_id"
     keeps_rejected: bool = field(default=True)
@@ -130,6 +132,8 @@ class Selection:
     def _reason(self, row: Row, params: dict[str, Any]) -> tuple[str, str]:
         if row["source_id"] in params["taken_down"]:
             return TAKEN_DOWN, ""
+        if name := params["contaminated"].get(row["source_id"]):
+            return CONTAMINATED, name
         if row["short_side"] < self.rule.min_short_side:
             return "too_small", f"{row['width']} x {row['height']} px"
         for one in self.rule.limits():

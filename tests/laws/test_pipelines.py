@@ -11,9 +11,11 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.corpus_facts import CorpusFacts, Rows, facts_of, near_losers, near_pairs
+from pipelines.corpus_facts import CorpusFacts, Rows, facts_of
+from pipelines.duplicates import Forms, matches, near_losers
 from pipelines.inputs_table import ShardLimits, group
 from pipelines.sources import to_key, to_position
+from pipelines.stages.hashes import CROPS, mirrored, to_words
 from pipelines.stages.selection import Selection
 from tests.unit.pipelines.score_rows import RULE, row, table
 
@@ -38,7 +40,16 @@ def columns(rows: list[dict[str, Any]], shard_of: list[int]) -> Rows:
                 pixels=array([one["width"] * one["height"] for one in rows], "i8"),
                 short_side=array([one["short_side"] for one in rows], "i8"),
                 measures={name: array([one[name] for one in rows], "f8") for name in ("sharpness", "flatness")},
-                phash=array([int(one["phash"], 16) for one in rows], "u8"), shards=[f"{i:05d}" for i in range(5)])
+                phash=hashes_of(rows, "phash"), crops=(hashes_of(rows, "phash"),) * len(CROPS),
+                is_clear=np.ones(len(rows), bool), shards=[f"{i:05d}" for i in range(5)])
+
+
+def hashes_of(rows: list[dict[str, Any]], column: str) -> Any:
+    return to_words(b"".join(bytes.fromhex(one[column]) for one in rows))
+
+
+def words(hashes: list[int]) -> Any:
+    return to_words(b"".join(one.to_bytes(32) for one in hashes))
 
 
 def verdicts(facts: CorpusFacts) -> dict[str, list[str]]:
@@ -75,30 +86,32 @@ def test_of_copies_one_is_kept_and_of_what_is_kept_no_two_are_copies(rows: list[
 
 
 @EXAMPLES
-@given(hashes=st.lists(st.integers(0, 2**64 - 1) | st.integers(0, 63), unique=True, max_size=40), radius=st.integers(0, 12), data=st.data())
-def test_near_pairs_are_those_of_brute_force(hashes: list[int], radius: int, data: st.DataObject) -> None:
-    if hashes:  # random hashes lie 32 bits apart: add some that are near
-        flips = data.draw(st.lists(st.tuples(st.sampled_from(hashes), st.sets(st.integers(0, 63), max_size=6)), max_size=10))
+@given(hashes=st.lists(st.integers(0, 2**256 - 1) | st.integers(0, 63), unique=True, max_size=40), radius=st.integers(0, 15),
+       data=st.data())
+def test_matches_are_those_of_brute_force(hashes: list[int], radius: int, data: st.DataObject) -> None:
+    if hashes:  # random hashes lie 128 bits apart: add some that are near
+        flips = data.draw(st.lists(st.tuples(st.sampled_from(hashes), st.sets(st.integers(0, 255), max_size=17)), max_size=10))
         hashes = sorted({*hashes, *(one ^ sum(1 << bit for bit in bits) for one, bits in flips)})
-    expected = [(i, j) for i, a in enumerate(hashes) for j, b in enumerate(hashes) if i < j and (a ^ b).bit_count() <= radius]
-    assert near_pairs(np.array(hashes, dtype=np.uint64), radius) == expected
+    expected = {(i, j) for i, a in enumerate(hashes) for j, b in enumerate(hashes) if (a ^ b).bit_count() <= radius}
+    found = {pair for left, right in matches(words(hashes), words(hashes), radius) for pair in zip(left.tolist(), right.tolist())}
+    assert found == expected
 
 
 @EXAMPLES
-@given(hashes=st.lists(st.integers(0, 255), max_size=30))
-def test_from_the_best_to_the_worst_a_hash_is_kept_unless_a_kept_one_is_near(hashes: list[int]) -> None:
+@given(hashes=st.lists(st.integers(0, 255), max_size=30), turned=st.sets(st.integers(0, 29)))
+def test_from_the_best_to_the_worst_a_hash_is_kept_unless_a_kept_one_is_near(hashes: list[int], turned: set[int]) -> None:
+    own = words(hashes).copy()
+    for i in turned & set(range(len(hashes))):
+        own[i] = mirrored(own[i:i + 1])[0]
     kept: list[int] = []
     expected = {}
-    for i, one in enumerate(hashes):
+    for i, one in enumerate(hashes):  # each of them or its mirror image: as near as the hashes that they were made of
         near = [j for j in kept if (hashes[j] ^ one).bit_count() <= 2]
         if near:
             expected[i] = min(near)
         else:
             kept.append(i)
-    assert dict(near_losers(np.array(hashes, dtype=np.uint64), 2)).keys() == expected.keys()
-    for loser, winner in near_losers(np.array(hashes, dtype=np.uint64), 2):
-        assert winner in kept
-        assert (hashes[winner] ^ hashes[loser]).bit_count() <= 2
+    assert dict(near_losers(Forms(own_N4=own), 2)) == expected
 
 
 @EXAMPLES

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipelines.stages.hashes import CROPS
 from pipelines.stages.scores import SCHEMA
 from pipelines.stages.selection import SelectionRule, Threshold
 
@@ -20,7 +21,8 @@ def row(source: str, *, image: str = "", width: int = 200, height: int = 200, sh
     image_id = hashlib.sha256((image or source).encode()).hexdigest()
     return {"image_id": image_id, "source_id": source_id(source), "width": width, "height": height, "short_side": min(width, height),
             "sharpness": float(sharpness), "flatness": float(flatness),
-            "phash": image_id[:16] if phash is None else f"{phash:016x}", "measured_by": "test"}
+            "phash": (own := image_id if phash is None else f"{phash:064x}"), "phash_quality": 1.0, "phash_crops": own * len(CROPS),
+            "measured_by": "test"}
 
 
 def source_id(source: str) -> str:

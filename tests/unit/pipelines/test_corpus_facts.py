@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from infra.dataset import Dataset
-from pipelines.corpus_facts import CorpusFacts, corpus_facts, near_pairs, threshold
+from pipelines.corpus_facts import CorpusFacts, corpus_facts, threshold
 from pipelines.stages.selection import Threshold
 from tests.helpers import commit_table
 from tests.unit.pipelines.score_rows import RULE, row, source_id, table
@@ -39,7 +39,7 @@ def test_a_threshold_is_a_percentile_within_bounds() -> None:
 
 def test_the_winner_has_more_pixels_then_is_sharper_then_has_the_smaller_id(tmp_path: Path) -> None:
     found = facts(tmp_path, [row("small", phash=0), row("sharp", width=300, phash=1, sharpness=90)],
-                  [row("best", width=300, phash=3, sharpness=91), row("other", phash=0xFFFF)])
+                  [row("best", width=300, phash=3, sharpness=91), row("other", phash=0xFFFFFF)])
     best = row("best")["image_id"]
     assert losers(found) == {source_id(name): ["duplicate_near", best] for name in ("small", "sharp")}
     assert set(found.duplicates) == {"00000"}
@@ -80,13 +80,3 @@ def test_an_empty_corpus_has_facts(tmp_path: Path) -> None:
 def test_ids_that_end_in_zero_bytes_are_whole(tmp_path: Path) -> None:
     one, two = row("a", width=300, phash=0) | {"image_id": "ab" * 31 + "00"}, row("b", phash=0) | {"source_id": "cd" * 15 + "00"}
     assert losers(facts(tmp_path, [one, two])) == {"cd" * 15 + "00": ["duplicate_near", "ab" * 31 + "00"]}
-
-
-def test_a_large_group_is_compared_in_blocks() -> None:
-    rng = np.random.default_rng(3)
-    hashes = np.unique(rng.integers(0, 2**11, 1500).astype(np.uint64) << np.uint64(20))  # all in few buckets
-    apart = np.bitwise_count(hashes[:, None] ^ hashes[None, :])
-    expected = [tuple(pair) for pair in np.argwhere(np.triu(apart <= 2, k=1)).tolist()]
-    assert near_pairs(hashes, 2) == expected
-    with pytest.raises(ValueError, match="expected 0 to 63"):
-        near_pairs(hashes, 64)

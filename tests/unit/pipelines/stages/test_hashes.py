@@ -1,0 +1,81 @@
+"""The perceptual hash on photographs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pipelines.stages.hashes import (
+    LEAST_QUALITY,
+    cropped_hashes,
+    distance,
+    eight_forms,
+    measure_hashes,
+    mirrored,
+    perceptual_hash,
+    to_words,
+)
+from pipelines.stages.measures.tiles import luma
+from supir_model.images import decode
+from tests.helpers import photographs
+
+cv2 = pytest.importorskip("cv2")
+RADIUS = 31  # of the recipes
+
+
+@pytest.fixture(scope="module")
+def greys() -> list[np.ndarray]:
+    return [luma(decode(path.read_bytes()).rgb_HWC[:640, :640]) for path in photographs(6)]
+
+
+def hashed(grey_HW: np.ndarray) -> np.ndarray:
+    return to_words(perceptual_hash(np.ascontiguousarray(grey_HW)))
+
+
+def apart(one: np.ndarray, other: np.ndarray) -> int:
+    return int(distance(hashed(one), hashed(other)).min())
+
+
+def _middle(grey_HW: np.ndarray, share: float) -> np.ndarray:
+    height, width = (round(side * (1 - share) / 2) for side in grey_HW.shape)
+    return grey_HW[height:-height, width:-width]
+
+
+def _corner(grey_HW: np.ndarray, share: float) -> np.ndarray:
+    height, width = grey_HW.shape
+    return grey_HW[:round(height * share), width - round(width * share):]
+
+
+def test_the_hash_stays_near_under_small_changes_and_far_between_photographs(greys: list[np.ndarray]) -> None:
+    for grey in greys:
+        quarter = cv2.resize(grey, None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA)
+        jpeg = cv2.imdecode(cv2.imencode(".jpg", grey, [cv2.IMWRITE_JPEG_QUALITY, 30])[1], cv2.IMREAD_GRAYSCALE)
+        for changed in (quarter, jpeg, np.clip(grey * 0.9 + 20, 0, 255).astype(np.uint8), cv2.GaussianBlur(grey, (0, 0), 2)):
+            assert apart(changed, grey) <= RADIUS
+        assert apart(grey[4:-4, 4:-4], grey) <= RADIUS  # a crop by 2 % and less
+    assert min(apart(a, b) for i, a in enumerate(greys) for b in greys[:i]) > 2 * RADIUS
+
+
+def test_the_eight_forms_follow_from_the_bits(greys: list[np.ndarray]) -> None:
+    grey = greys[0]
+    turned = [grey, grey[:, ::-1], grey[::-1], grey[::-1, ::-1]]
+    forms = eight_forms(hashed(grey))
+    for form, picture in zip(forms, [*turned, *(one.T for one in turned)], strict=True):
+        assert distance(form, hashed(picture)[0]) <= 2  # a coefficient of almost nothing
+    assert np.array_equal(mirrored(mirrored(forms)), forms)
+
+
+def test_a_centre_crop_is_near_to_the_column_of_crops(greys: list[np.ndarray]) -> None:
+    for grey in greys:
+        crops = to_words(bytes.fromhex(measure_hashes(grey)["phash_crops"]))
+        assert distance(crops, hashed(_middle(grey, 0.92))).min() <= RADIUS
+        assert distance(cropped_hashes(grey, (0.8,)), hashed(_corner(grey, 0.8))).min() <= RADIUS
+
+
+def test_flat_pictures_are_known_and_any_size_has_a_hash(greys: list[np.ndarray]) -> None:
+    rng = np.random.default_rng(1)
+    assert measure_hashes(np.full((90, 200), 127, np.uint8))["phash_quality"] == 0
+    assert measure_hashes(rng.integers(120, 122, (300, 300)).astype(np.uint8))["phash_quality"] < LEAST_QUALITY
+    assert min(measure_hashes(grey)["phash_quality"] for grey in greys) > LEAST_QUALITY
+    for size in [(1, 1), (1, 300), (300, 1), (2, 2)]:
+        assert len(perceptual_hash(rng.integers(0, 256, size).astype(np.uint8))) == 32
