@@ -18,7 +18,7 @@ from tests.unit.pipelines.web.conftest import WebServer
 
 HERE = ("127.0.0.1/32",)
 QUICK = dict(contact="corpus@example.org", allow_networks=HERE, deadline_s=1.5, idle_s=1.2, attempts=2, backoff_s=0.05, host_per_s=0.0,
-             host_in_flight=64, longest_wait_s=5.0)
+             host_in_flight=64, longest_wait_s=1.5)
 MAX_BYTES = 300_000
 EXPECTED = {
     "/good.png": "", "/gzip.png": "", "/redirect/3": "", "/noai_other.png": "", "/busy.png": "", "/flaky.png": "", "/away.png": "",

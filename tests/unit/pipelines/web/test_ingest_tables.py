@@ -184,7 +184,8 @@ def small(name: str, folder: Path, server: WebServer, pictures: list[bytes]) -> 
         return parquet(folder / "metadata.parquet", id=["1", "2", "3"], url=urls, caption=["c"] * 3, width=big, height=big,
                        mime_type=["image/png"] * 3, hash=["h"] * 3, license=[mark, "http://elsewhere/", mark], source=["s"] * 3)
     if name == "common_catalog_by":
-        return parquet(folder / "part.parquet", jpg=pictures[:3], blip2_caption=["c"] * 3, caption=["x"] * 3, licensename=["Attribution"] * 3,
+        return parquet(folder / "part.parquet", jpg=pictures[:3], blip2_caption=["c"] * 3, caption=["x"] * 3,
+                       licensename=["Attribution"] * 3,
                        licenseurl=[by, "http://other/", by],
                        width=big, height=big, unickname=["Ada"] * 3, pageurl=["http://p"] * 3, key=["1"] * 3, status=["success"] * 3,
                        error_message=[None] * 3)
