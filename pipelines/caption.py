@@ -14,7 +14,8 @@ if __package__ in (None, ""):  # run as a script: the import root is the reposit
 import sys
 
 from infra.config import RunOptions, run_entry
-from infra.dataset import Dataset
+from infra.dataset import Dataset, Snapshot
+from infra.tracking import Tracker
 from pipelines.caption_samples import log_samples
 from pipelines.recipes.caption import RECIPES, CaptionConfig
 from pipelines.runtime.job import Hooks, run_stage
@@ -27,7 +28,12 @@ def run(config: CaptionConfig, options: RunOptions) -> int:
     dataset = Dataset(config.input)
     tables = ["images", "selections"] if config.selected_only else ["images"]
     inputs = {table: dataset.snapshot(table) for table in tables}
-    hooks = Hooks(stop=config.band.left_by, track=lambda tracker, made: log_samples(tracker, dataset, made, config.sample_pictures))
+
+    def log_pictures(tracker: Tracker, made: Snapshot) -> None:
+        if options.tracking:
+            log_samples(tracker, dataset, made, config.sample_pictures)
+
+    hooks = Hooks(stop=config.band.left_by, track=log_pictures)
     run_stage(make_stage(config), source=dataset, inputs=inputs, output=dataset, options=options, workers=config.workers, hooks=hooks,
               calibrate_rows=config.calibrate)
     return 0

@@ -11,12 +11,15 @@ if __package__ in (None, ""):  # run as a script: the import root is the reposit
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import sys
+from pathlib import Path
 
 from infra.config import RunOptions, run_entry
-from infra.dataset import Dataset
+from infra.dataset import Dataset, Snapshot
+from infra.tracking import Tracker
+from pipelines.negatives_review import choose_pairs, review, sheet
 from pipelines.recipes.negatives import RECIPES, NegativesConfig
 from pipelines.runtime.cluster import shared_cluster
-from pipelines.runtime.job import run_stage
+from pipelines.runtime.job import Hooks, run_stage
 from pipelines.stages.negatives import NegativesStage, PromptsAsCaptions
 from pipelines.stages.parents import choose_parents
 from pipelines.stages.weights import folder_identity
@@ -35,7 +38,8 @@ def run(config: NegativesConfig, options: RunOptions) -> int:
                            device=config.device)
     with shared_cluster():
         made = run_stage(stage, source=source, inputs={"images": images}, output=output, options=options, workers=config.workers,
-                         params_for_shard=lambda shard: {"parents": parents.get(shard, [])})
+                         params_for_shard=lambda shard: {"parents": parents.get(shard, [])}, calibrate_rows=config.calibrate,
+                         hooks=Hooks(track=lambda tracker, snapshot: look(config, source, output, stage, snapshot, tracker)))
         if made is None:
             return 0
         vocabulary = folder_identity(config.clip_tokenizer) if config.clip_tokenizer else ""
@@ -45,9 +49,25 @@ def run(config: NegativesConfig, options: RunOptions) -> int:
     return 0
 
 
+def look(config: NegativesConfig, source: Dataset, output: Dataset, stage: NegativesStage, made: Snapshot, tracker: Tracker) -> None:
+    """Measure a sample of negatives beside their parents, tell, and keep a sheet of them."""
+    from supir_model.images import encode_png
+
+    pairs = list(choose_pairs(source, output, made, stage.fit, config.review_pairs))
+    if not pairs:
+        return
+    found, page_HWC = review(pairs), sheet(pairs)
+    print(f"negatives: {found.describe()}", flush=True)
+    tracker.metrics(found.metrics(), step=0)
+    tracker.image("parents above negatives", page_HWC, step=0)
+    if config.sheet:
+        Path(config.sheet).write_bytes(encode_png(page_HWC))
+
+
 def main(argv: list[str]) -> int:
     """The command line; see --help."""
-    return run_entry(argv, prog="negatives", summary="Make negative-quality samples of a corpus.", recipes=RECIPES, main=run)
+    return run_entry(argv, prog="negatives", summary="Make negative-quality samples of a corpus.", recipes=RECIPES, main=run,
+                     flags={"calibrate": "with --dry-run: rows that a worker tries, to estimate time, memory and cost"})
 
 
 if __name__ == "__main__":

@@ -25,11 +25,16 @@ class NegativesConfig:
     batch_size: int = 1
     device: str = "auto"
     clip_tokenizer: str | None = None
+    review_pairs: int = 100  # choice: measured beside their parents when all are made; the standard error is a tenth of the spread
+    sheet: str | None = None  # a PNG file for parents above negatives, beside the tracked run's
+    calibrate: int = 0  # with --dry-run: rows that a worker tries; 0: no estimate
     workers: WorkerOptions = field(default_factory=WorkerOptions)
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size}, expected 1 or more")
+        if self.review_pairs < 0 or self.calibrate < 0:
+            raise ValueError(f"review_pairs is {self.review_pairs} and calibrate {self.calibrate}, expected 0 or more")
 
 
 def tiny() -> NegativesConfig:

@@ -129,7 +129,7 @@ def _track(stage: Stage, ledger: Ledger, progress: Progress, options: RunOptions
     tracker = open_tracker(options.tracking, experiment="pipelines", run_name=stage.name)
     tracker.config({"stage": stage.name, "version": version_of(stage), **result_config(stage)})
     tracker.metrics(metrics(ledger, progress), step=0)
-    if also and options.tracking:
+    if also:
         also(tracker)
     tracker.close(status)
 
