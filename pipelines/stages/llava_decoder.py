@@ -83,9 +83,7 @@ class RollingDecoder:
         self.passes += 1
         cache = DynamicCache(config=self.model.config.get_text_config())
         made = self.model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        layers = [(layer.keys, layer.values) for layer in made.past_key_values.layers]
-        length = inputs["input_ids"].shape[1]
-        rows.add(fresh, layers, inputs["attention_mask"], torch.full((len(fresh), 1), length, device=inputs["input_ids"].device))
+        rows.add(fresh, made.past_key_values, inputs["attention_mask"], inputs["attention_mask"].sum(-1, keepdim=True))
         self._choose(fresh, made.logits[:, -1])
 
     def _step(self, rows: _Rows) -> None:
@@ -94,11 +92,9 @@ class RollingDecoder:
         device = rows.mask_BL.device
         last_B1 = torch.tensor([[job.tokens[-1]] for job in rows.jobs], device=device)
         rows.mask_BL = torch.cat([rows.mask_BL, rows.mask_BL.new_ones(len(rows.jobs), 1)], 1)
-        cache = rows.cache(self.model.config.get_text_config())
         self.passes += 1
-        made = self.model(input_ids=last_B1, attention_mask=rows.mask_BL, position_ids=rows.position_B1, past_key_values=cache,
+        made = self.model(input_ids=last_B1, attention_mask=rows.mask_BL, position_ids=rows.position_B1, past_key_values=rows.cache,
                           use_cache=True, logits_to_keep=1)
-        rows.layers = [(layer.keys, layer.values) for layer in made.past_key_values.layers]
         rows.position_B1 = rows.position_B1 + 1
         self._choose(rows.jobs, made.logits[:, -1])
 
@@ -137,16 +133,11 @@ class _Rows:
 
     def __init__(self) -> None:
         self.jobs: list[Job] = []
-        self.layers: list[tuple[Any, Any]] = []
+        self.cache: Any = None  # kept from step to step: to build one anew copies it
         self.mask_BL: Any = None
         self.position_B1: Any = None
 
-    def cache(self, config: Any) -> Any:
-        from transformers import DynamicCache
-
-        return DynamicCache(ddp_cache_data=self.layers, config=config)
-
-    def add(self, jobs: list[Job], layers: list[tuple[Any, Any]], mask_BL: Any, position_B1: Any) -> None:
+    def add(self, jobs: list[Job], cache: Any, mask_BL: Any, position_B1: Any) -> None:
         import torch
 
         if self.jobs:
@@ -155,11 +146,11 @@ class _Rows:
             def beside(old: Any, new: Any) -> Any:
                 return torch.cat([_left(old, length, -2), _left(new, length, -2)])
 
-            layers = [(beside(keys, more_keys), beside(values, more_values))
-                      for (keys, values), (more_keys, more_values) in zip(self.layers, layers, strict=True)]
+            for old, new in zip(self.cache.layers, cache.layers, strict=True):
+                new.keys, new.values = beside(old.keys, new.keys), beside(old.values, new.values)
             mask_BL = torch.cat([_left(self.mask_BL, length, -1), _left(mask_BL, length, -1)])
             position_B1 = torch.cat([self.position_B1, position_B1])
-        self.jobs, self.layers, self.mask_BL, self.position_B1 = [*self.jobs, *jobs], layers, mask_BL, position_B1
+        self.jobs, self.cache, self.mask_BL, self.position_B1 = [*self.jobs, *jobs], cache, mask_BL, position_B1
 
     def keep(self, places: list[int]) -> None:
         """Only these rows, and of the cache only what one of them uses."""
@@ -167,12 +158,13 @@ class _Rows:
 
         self.jobs = [self.jobs[place] for place in places]
         if not places:
-            self.layers, self.mask_BL, self.position_B1 = [], None, None
+            self.cache, self.mask_BL, self.position_B1 = None, None, None
             return
         index_B = torch.tensor(places, device=self.mask_BL.device)
         mask_BL = self.mask_BL[index_B]
         first = int(mask_BL.any(0).int().argmax())
-        self.layers = [(keys[index_B][..., first:, :], values[index_B][..., first:, :]) for keys, values in self.layers]
+        for layer in self.cache.layers:
+            layer.keys, layer.values = layer.keys[index_B][..., first:, :], layer.values[index_B][..., first:, :]
         self.mask_BL, self.position_B1 = mask_BL[:, first:], self.position_B1[index_B]
 
 
