@@ -10,14 +10,15 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-BATCH_METRICS = 200  # choice: 28 ms a request over HTTP, so metrics travel together
-BATCH_AGE_S = 5.0  # choice: a curve that a person watches is at most this old
+from infra.outbox import Outbox, Point
+
+CLOSE_S = 150.0  # choice: how long a run that has ended waits for a server that is away
 AWAY = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")  # error codes that another try may mend
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -36,7 +37,8 @@ class Tracker(Protocol):
     def image(self, name: str, rgb_HWC: Any, step: int) -> None: ...
     def artifact(self, name: str, data: bytes) -> None: ...
     def tags(self, values: dict[str, str]) -> None: ...
-    def flush(self) -> None: ...
+    def flush(self, timeout_s: float = 10.0) -> None: ...
+    def unsent(self) -> list[Point]: ...
     def close(self, status: Status = "FINISHED") -> None: ...
 
 
@@ -94,29 +96,37 @@ class ListTracker:
     def tags(self, values: dict[str, str]) -> None:
         self.tagged.update(values)
 
-    def flush(self) -> None:
+    def flush(self, timeout_s: float = 10.0) -> None:
         """Nothing waits."""
+
+    def unsent(self) -> list[Point]:
+        """Nothing waits."""
+        return []
 
     def close(self, status: Status = "FINISHED") -> None:
         self.status = status
 
 
 class MlflowTracker:
-    """A run on an MLflow server or database, through the client API: no global state, safe beside other runs."""
+    """A run on an MLflow server or database, through the client API: no global state, safe beside other runs.
+
+    The run and its configuration are written at once. Metrics, pictures, files and tags are sent by a thread in their order, so a
+    step never waits for the server; while it is away they wait, and `unsent` says which metrics.
+    """
 
     def __init__(self, uri: str, experiment: str, run_name: str, run_id: str | None) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # choice: its default stops a training step for minutes
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # choice: our own thread tries again
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
         from mlflow.tracking import MlflowClient  # late: an import of seconds
 
         self._client = MlflowClient(tracking_uri=uri)
-        self._pending: list[Any] = []
-        self._flushed_at = time.monotonic()
-        self._last_step: dict[str, int] = {}
         found = self._find(run_id) if run_id else None
-        self._resumed = found is not None
         self.run_id: str = found or self._begin(uri, experiment, run_name)
+        self._outbox = Outbox(self._send_metrics, attempt)
+        self._last_step: dict[str, int] = {}
+        self._resumed = found is not None
         if run_id and not found:
             self.tags({"continues": run_id})
 
@@ -129,14 +139,7 @@ class MlflowTracker:
         return None
 
     def _begin(self, uri: str, experiment: str, run_name: str) -> str:
-        from mlflow.exceptions import MlflowException
-
-        known = self._client.get_experiment_by_name(experiment)
-        try:
-            experiment_id = known.experiment_id if known else self._client.create_experiment(experiment, artifact_location(uri))
-        except MlflowException:  # another job of the same name was first
-            experiment_id = self._client.search_experiments(filter_string=f"name = '{experiment}'")[0].experiment_id
-        return str(self._client.create_run(experiment_id, run_name=run_name).info.run_id)
+        return str(self._client.create_run(_experiment_id(self._client, uri, experiment), run_name=run_name).info.run_id)
 
     def config(self, values: dict[str, Any]) -> None:
         """Log every leaf as a parameter (dotted names), and the whole as config.json; a continued run keeps its first parameters."""
@@ -149,59 +152,94 @@ class MlflowTracker:
             self._client.log_batch(self.run_id, params=params[start:start + 100])
 
     def metrics(self, values: dict[str, float], step: int) -> None:
+        self._outbox.add_point((step, dict(values)))
+
+    def _send_metrics(self, points: Sequence[Point]) -> None:
+        """What the run does not have yet: a restart must not log a step twice. In the thread, because it asks the server."""
         from mlflow.entities import Metric
 
-        now_ms = int(time.time() * 1000)
-        fresh = {name: value for name, value in values.items() if step > self._last(name)}
-        for name, value in fresh.items():
-            self._last_step[name] = step
-            self._pending.append(Metric(name, float(value), now_ms, step))
-        if len(self._pending) >= BATCH_METRICS or time.monotonic() - self._flushed_at > BATCH_AGE_S:
-            self.flush()
+        now_ms, fresh = int(time.time() * 1000), []
+        reached: dict[str, int] = {}
+        for step, values in points:
+            for name, value in values.items():
+                if step > max(reached.get(name, -1), self._last(name)):
+                    reached[name] = step
+                    fresh.append(Metric(name, float(value), now_ms, step))
+        for start in range(0, len(fresh), 1000):  # the server takes 1000 a request
+            self._client.log_batch(self.run_id, metrics=fresh[start:start + 1000])
+            self._last_step |= {metric.key: metric.step for metric in fresh[start:start + 1000]}
 
     def _last(self, name: str) -> int:
-        """The last step at which this run has the metric: a restart must not log a step twice."""
+        """The last step at which this run has the metric."""
         if name not in self._last_step:
             history = self._client.get_metric_history(self.run_id, name) if self._resumed else []
             self._last_step[name] = max((metric.step for metric in history), default=-1)
         return self._last_step[name]
 
-    def flush(self) -> None:
-        """Send what waits. A server that is away does not stop the run: metrics wait for it until `close`."""
-        from mlflow.exceptions import MlflowException
+    def flush(self, timeout_s: float = 10.0) -> None:
+        """Send what waits, at most so long. A server that is away does not stop the run: what is left waits for it."""
+        self._outbox.flush(timeout_s)
 
-        try:
-            self._send()
-        except MlflowException as error:
-            if error.error_code not in AWAY:
-                raise
-            print(f"MLflow does not answer, {len(self._pending)} metrics wait: {str(error)[:200]}", file=sys.stderr, flush=True)
-        self._flushed_at = time.monotonic()
-
-    def _send(self) -> None:
-        while self._pending:
-            self._client.log_batch(self.run_id, metrics=self._pending[:1000])  # the server takes 1000 a request
-            del self._pending[:1000]
+    def unsent(self) -> list[Point]:
+        """Metrics that the server has not confirmed. Given again to `metrics` by whoever continues the run, none is lost or doubled."""
+        return self._outbox.points()
 
     def image(self, name: str, rgb_HWC: Any, step: int) -> None:
         from PIL import Image
 
-        self._client.log_image(self.run_id, Image.fromarray(rgb_HWC), key=name, step=step)
+        picture = Image.fromarray(rgb_HWC.copy())
+        self._outbox.add(lambda: self._client.log_image(self.run_id, picture, key=name, step=step))
 
     def artifact(self, name: str, data: bytes) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, Path(name).name)
-            path.write_bytes(data)
-            parent = str(Path(name).parent)
-            self._client.log_artifact(self.run_id, str(path), None if parent == "." else parent)
+        self._outbox.add(lambda: log_bytes(self._client, self.run_id, name, data))
 
     def tags(self, values: dict[str, str]) -> None:
-        for key, value in values.items():
-            self._client.set_tag(self.run_id, key, value)
+        def send() -> None:
+            for key, value in values.items():
+                self._client.set_tag(self.run_id, key, value)
+
+        self._outbox.add(send)
 
     def close(self, status: Status = "FINISHED") -> None:
-        self._send()
-        self._client.set_terminated(self.run_id, status=status)
+        """Send what waits, for a server that is away some minutes at most, and end the run."""
+        self._outbox.add(lambda: self._client.set_terminated(self.run_id, status=status))
+        left = self._outbox.close(CLOSE_S)
+        if left:
+            print(f"MLflow did not answer for {CLOSE_S:.0f} s: {left} entries of run {self.run_id} are lost", file=sys.stderr, flush=True)
+
+
+def attempt(request: Callable[[], None]) -> str | None:
+    """Send something: None, or why it must be tried again. What is refused for good is told and dropped: logging ends no training."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        request()
+    except MlflowException as error:
+        if error.error_code in AWAY:
+            return str(error)
+        print(f"MLflow refused an entry, which is dropped: {str(error)[:300]}", file=sys.stderr, flush=True)
+    except OSError as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _experiment_id(client: Any, uri: str, experiment: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    known = client.get_experiment_by_name(experiment)
+    try:
+        return str(known.experiment_id if known else client.create_experiment(experiment, artifact_location(uri)))
+    except MlflowException:  # another job of the same name was first
+        return str(client.search_experiments(filter_string=f"name = '{experiment}'")[0].experiment_id)
+
+
+def log_bytes(client: Any, run_id: str, name: str, data: bytes) -> None:
+    """A file of a run; `name` may have folders."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, Path(name).name)
+        path.write_bytes(data)
+        parent = str(Path(name).parent)
+        client.log_artifact(run_id, str(path), None if parent == "." else parent)
 
 
 def artifact_location(uri: str) -> str | None:
@@ -223,6 +261,91 @@ def read_metrics(uri: str, run_id: str) -> dict[str, list[tuple[int, float]]]:
     except MlflowException:
         return {}
     return {name: sorted((point.step, point.value) for point in client.get_metric_history(run_id, name)) for name in names}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackedRun:
+    """What a server knows of one run; `curves[name]` are (x, value) in the order of x."""
+
+    run_id: str
+    name: str
+    experiment: str
+    status: str
+    begun: str
+    params: dict[str, str]
+    tags: dict[str, str]
+    curves: dict[str, list[tuple[int, float]]]
+
+
+def find_runs(uri: str, experiments: Sequence[str], filter_string: str, run_ids: Sequence[str], most: int) -> list[TrackedRun]:
+    """Runs by id, or the newest of these experiments that a filter in MLflow's language lets through, oldest first.
+
+    TrackingError if there is none, or if the filter cannot be read.
+    """
+    check_tracking(uri)
+    client = _client(uri)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        if run_ids:
+            found = [client.get_run(run_id) for run_id in run_ids]
+        else:
+            known = [one for one in map(client.get_experiment_by_name, experiments) if one is not None]
+            ids = [one.experiment_id for one in known]
+            found = client.search_runs(ids, filter_string, max_results=most, order_by=["attributes.start_time DESC"])[::-1] if ids else []
+        if not found:
+            raise TrackingError(f"no run of {', '.join(experiments)} matches {filter_string!r}: look at the experiments with `make mlflow`")
+        names = {one.info.experiment_id: client.get_experiment(one.info.experiment_id).name for one in found}
+        return [_tracked(uri, one, names[one.info.experiment_id]) for one in found]
+    except MlflowException as error:
+        raise TrackingError(f"{str(error)[:300]}: correct the filter or the run ids") from error
+
+
+def _tracked(uri: str, run: Any, experiment: str) -> TrackedRun:
+    begun = time.strftime("%Y-%m-%d %H:%M", time.gmtime(run.info.start_time / 1000))
+    tags = {key: value for key, value in run.data.tags.items() if not key.startswith("mlflow.")}
+    return TrackedRun(
+        run_id=run.info.run_id, name=run.info.run_name or run.info.run_id[:8], experiment=experiment, status=run.info.status, begun=begun,
+        params=dict(run.data.params), tags=tags, curves=read_metrics(uri, run.info.run_id),
+    )  # fmt: skip
+
+
+def register_model(uri: str, name: str, run_id: str, source: str, tags: dict[str, str], files: dict[str, bytes]) -> str:
+    """A version of a registered model that belongs to a run; returns its number.
+
+    `files` become the run's artifacts under `source` ("published/v0001"); the server takes a version's source from there.
+    """
+    check_tracking(uri)
+    client = _client(uri)
+    from mlflow.exceptions import MlflowException
+
+    with suppress(MlflowException):  # it exists
+        client.create_registered_model(name)
+    try:
+        for file, data in files.items():
+            log_bytes(client, run_id, f"{source}/{file}", data)
+        return str(client.create_model_version(name, f"runs:/{run_id}/{source}", run_id, tags=tags).version)
+    except MlflowException as error:
+        raise TrackingError(f"{name!r} cannot be registered for run {run_id}: {str(error)[:300]}") from error
+
+
+def point_model(uri: str, name: str, tag: str, value: str, alias: str = "current") -> str:
+    """Move an alias of a registered model to the version that bears a tag; returns its number. TrackingError if none does."""
+    client = _client(uri)
+    found = [one for one in client.search_model_versions(f"name = '{name}'") if one.tags.get(tag) == value]
+    if not found:
+        raise TrackingError(f"registered model {name!r} has no version with {tag} = {value}")
+    version = max(int(one.version) for one in found)
+    client.set_registered_model_alias(name, alias, str(version))
+    return str(version)
+
+
+def _client(uri: str) -> Any:
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
 
 
 def _leaves(prefix: str, value: Any) -> Iterable[tuple[str, Any]]:
