@@ -33,7 +33,8 @@ HIDDEN = 128
 def build_model(folder: Path) -> None:
     """A LLaVA-1.5 in small: 24 x 24 patches, 4 layers."""
     import torch
-    from transformers import CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+    from transformers import CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaProcessor
+    from transformers import LlavaForConditionalGeneration as Llava
 
     from tests.tiny_models import tiny_tokenizer
 
@@ -46,7 +47,7 @@ def build_model(folder: Path) -> None:
                          vision_feature_layer=-2, vision_feature_select_strategy="default")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = LlavaForConditionalGeneration(config)
+        model = Llava(config)
     model.generation_config.pad_token_id = 3
     model.save_pretrained(folder)
     size = {"height": IMAGE_PX, "width": IMAGE_PX}
