@@ -180,6 +180,7 @@ def test_the_printed_plan(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
     assert "did you mean 'h100'?" in capsys.readouterr().err
 
 
+@pytest.mark.integration  # it counts several cuts of a batch
 def test_what_does_not_fit_gets_a_cure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     tiny = plan.training_of(PlanConfig(training="tiny", gpus=2))
     cut = batch_arithmetic(tiny.batch, 2)
