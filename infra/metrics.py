@@ -1,4 +1,4 @@
-"""The names under which training is measured, fixed here so that any two runs can be compared. Their x is images seen."""
+"""The names under which training is measured, fixed here so that any two runs can be compared."""
 
 from __future__ import annotations
 
@@ -8,13 +8,10 @@ from enum import StrEnum
 class Metric(StrEnum):
     """One curve of a training run. What is not here is not logged: `Metric(name)` refuses it."""
 
-    STEP = "step"  # updates done
+    IMAGES_SEEN = "images_seen"  # by the updates done so far; runs of different batches are compared over it
     LOSS = "loss"  # what the step minimises, mean of the global batch
-    ERROR = "error"  # stage 2: squared error of the noise before any weighting
     IMAGE = "image"  # stage 1: squared distance of the decoded images
     LATENT = "latent"  # stage 1: squared distance of the latents
-    KL = "kl"  # stage 1: of the posterior to the unit normal
-    PERCEPTUAL = "perceptual"  # stage 1: LPIPS
     DECODED_MEAN = "decoded_mean"
     DECODED_VARIANCE = "decoded_variance"
     TARGET_MEAN = "target_mean"

@@ -13,9 +13,10 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from infra.outbox import Point
 from infra.storage import NotFound, StorageError, Store, unique_name
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Meta:
     run: str  # digest of the run's configuration and data
     tracker_run_id: str
     world: int  # workers that saved it; for the reader's information only
+    unlogged: list[Point] = field(default_factory=list)  # metrics that the tracker had not confirmed; who continues logs them
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Meta:
@@ -177,10 +179,12 @@ class Writer:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[str] | None = None
 
-    def save(self, meta: Meta, parts: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-        """Begin a save; waits for the one before, and raises what went wrong with it."""
+    def save(
+        self, meta: Meta, parts: Mapping[str, Mapping[str, torch.Tensor]], unlogged: Callable[[], list[Point]] = list
+    ) -> None:
+        """Begin a save; waits for the one before, and raises what went wrong with it. `unlogged` is asked in the thread."""
         self.wait()
-        self._pending = self._pool.submit(save, self._store, meta, parts, self._keep)
+        self._pending = self._pool.submit(lambda: save(self._store, replace(meta, unlogged=unlogged()), parts, self._keep))
 
     def wait(self) -> None:
         """Until the save under way is complete; raises what went wrong with it."""

@@ -18,6 +18,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from infra.metrics import Metric
+from infra.outbox import Point
 from infra.storage import Store
 from infra.tracking import Tracker
 from training import checkpoint, sequence
@@ -123,6 +125,9 @@ class Loop:
         loaded = loaded or checkpoint.read(self.store, found[0])
         checkpoint.check_network(loaded.meta.network, self._network, f"{self.store.url}/{checkpoint.manifest_key(found[0])}")
         self.engine.load(loaded.parts, loaded.meta.optimizer_step)
+        if self.tracker is not None:
+            for at, values in loaded.meta.unlogged:
+                self.tracker.metrics(values, at)
         self.say(f"continuing after step {loaded.meta.step}, saved by {loaded.meta.world} workers")
         return loaded.meta.step
 
@@ -194,7 +199,8 @@ class Loop:
             self.say(f"alarm at step {step}: {alarm}")
             metrics = metrics | {"alarm": 1.0}
         if self.tracker is not None:
-            self.tracker.metrics(metrics | {"images_seen": float(step * self.config.batch.global_batch)}, step)
+            seen = {Metric.IMAGES_SEEN: float(step * self.config.batch.global_batch)}
+            self.tracker.metrics({Metric(name).value: value for name, value in (metrics | seen).items()}, step)
 
     def _validate(self, step: int) -> None:
         """On rank 0; the others wait at the next collective."""
@@ -205,16 +211,15 @@ class Loop:
         shown = "  ".join(f"{name} {value:.3f}" for name, value in found.metrics.items() if name.count("/") == 1)
         self.say(f"step {step}: {shown}" if shown else f"step {step}: nothing to validate on")
         if self.tracker is not None:
-            self.tracker.metrics(found.metrics, step)
+            self.tracker.metrics({Metric(name).value: value for name, value in found.metrics.items()}, step)
             for name, rgb_HWC in found.pictures.items():
                 self.tracker.image(name, rgb_HWC, step)
 
     def _save(self, step: int, writer: checkpoint.Writer) -> None:
+        begun = time.perf_counter()
         parts = {part: self.engine.gather(part) for part in self.engine.parts}
         if self.place.rank != 0:
             return
-        if self.tracker is not None:
-            self.tracker.flush()  # what is logged up to here must not be lost, for these steps will not come again
         meta = checkpoint.Meta(
             step=step,
             next_position=step * self.config.batch.global_batch,
@@ -224,7 +229,16 @@ class Loop:
             tracker_run_id=self.tracker.run_id if self.tracker else "",
             world=self.place.world,
         )
-        writer.save(meta, {part: named for part, named in parts.items() if named is not None})
+        writer.save(meta, {part: named for part, named in parts.items() if named is not None}, self._unlogged)
+        if self.tracker is not None:
+            self.tracker.metrics({Metric.SAVE_STALL_S.value: time.perf_counter() - begun}, step)
+
+    def _unlogged(self) -> list[Point]:
+        """In the writer's thread: what is logged up to here must not be lost, for these steps will not come again."""
+        if self.tracker is None:
+            return []
+        self.tracker.flush()
+        return self.tracker.unsent()
 
     def _export_weights(self) -> dict[str, torch.Tensor] | None:
         return self.engine.gather("ema" if "ema" in self.engine.parts else WEIGHTS)

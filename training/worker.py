@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 from typing import TYPE_CHECKING
 
-from infra.config import to_dict
+from infra.config import hash_config, to_dict
+from infra.revision import code_version
 from infra.storage import Store, open_store
 from infra.tracking import Tracker, open_tracker
 from training import record
@@ -92,4 +94,7 @@ def _tracker(job: Job, store: Store, config: RunConfig, digest: str) -> Tracker:
         store.put(TRACKER, json.dumps({"uri": job.tracking, "run_id": tracker.run_id}).encode())
         tracker.config(to_dict(config))
         tracker.tags({"run": digest, "workers": str(config.launch.workers), "engine": config.engine.kind})
+    data = hash_config([one.tables for one in record.load(config.output).sources])  # commits, which name their content
+    cluster = os.environ.get("RAY_ADDRESS") or platform.node()
+    tracker.tags({"data": data, "code": code_version(), "cluster": cluster})  # of the newest start
     return tracker

@@ -38,6 +38,9 @@ def test_a_checkpoint_is_published_registered_and_left_again(
     assert (published.versions(store), published.current(store)) == ([1, 2], 2)
     assert client.get_model_version_by_alias(name, "current").tags["step"] == "2"
 
+    tags = client.get_run(json.loads((tmp_path / "run/finished.json").read_text())["tracker_run_id"]).data.tags
+    assert {"data", "code", "cluster", "run"} <= tags.keys()
+
     state = checkpoint.read(open_store(run), 4).parts["ema"]
     unet = load_components(Path(prior)).unet
     for path in (tmp_path / "out/v0001/adaptor", tmp_path / "out/v0001/official.safetensors"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,18 @@ def test_a_writer_reports_what_went_wrong_with_the_save_before(tmp_path: Path) -
     with pytest.raises(StorageError, match="checkpoints"):
         writer.wait()
     writer.close()
+
+
+def test_what_the_tracker_has_not_confirmed_is_in_the_checkpoint_and_a_slow_disk_stalls_no_step(tmp_path: Path) -> None:
+    writer, asked = checkpoint.Writer(open_store(str(tmp_path)), keep=1), threading.Event()
+
+    def unlogged() -> list[tuple[int, dict[str, float]]]:
+        assert asked.wait(20), "asked in the writer's thread: the step has gone on meanwhile"
+        return [(7, {"loss": 0.5})]
+
+    writer.save(meta(1), parts(1), unlogged)
+    asked.set()
+    writer.close()
+    loaded = checkpoint.newest(open_store(str(tmp_path)), print)
+    assert loaded is not None
+    assert [(step, values) for step, values in loaded.meta.unlogged] == [(7, {"loss": 0.5})]
