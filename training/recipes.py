@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from supir_model.presets import PAPER_PROMPTS, RELEASED_PROMPTS
@@ -152,6 +152,11 @@ class AdaptorConfig(RunConfig):
 
     encoder: str | None
     conditioning_size_px: int = 1024  # choice: the size condition that the released inference always sets; the paper names none
+    min_snr_gamma: float = 0.0  # choice: off, as the paper weights nothing; 5 is its authors' (Hang et al. 2023)
+
+    def __post_init__(self) -> None:
+        if self.min_snr_gamma < 0:
+            raise ValueError(f"min_snr_gamma is {self.min_snr_gamma}, expected 0 (off) or more; 5 is usual")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,6 +265,22 @@ def adaptor_paper() -> AdaptorConfig:
     )
 
 
+def adaptor_zero_conv() -> AdaptorConfig:
+    """Table 2c: zero convolutions instead of ZeroSFT."""
+    return replace(adaptor_paper(), network="sdxl_paper_zero_conv", output="s3://runs/adaptor-zero-conv")
+
+
+def adaptor_no_negatives() -> AdaptorConfig:
+    """Table 2b: no negative samples in the mixture."""
+    return replace(adaptor_paper(), negatives=None, negatives_weight=0.0, output="s3://runs/adaptor-no-negatives")
+
+
+def adaptor_no_captions() -> AdaptorConfig:
+    """The adaptor without text: every caption is dropped; negatives keep theirs."""
+    paper = adaptor_paper()
+    return replace(paper, batch=replace(paper.batch, caption_dropout=1.0), output="s3://runs/adaptor-no-captions")
+
+
 def _tiny_batch() -> BatchOptions:
     # choice: what the tiny prior was trained on, 128 px crops of photographs scaled down
     return BatchOptions(global_batch=8, micro_batch=4, crop_px=128, short_side_px=192, lanes=4)
@@ -275,4 +296,10 @@ def _paper_launch() -> LaunchOptions:
 
 
 ENCODER_RECIPES: dict[str, Callable[[], EncoderConfig]] = {"tiny": encoder_tiny, "paper": encoder_paper}
-ADAPTOR_RECIPES: dict[str, Callable[[], AdaptorConfig]] = {"tiny": adaptor_tiny, "paper": adaptor_paper}
+ADAPTOR_RECIPES: dict[str, Callable[[], AdaptorConfig]] = {
+    "tiny": adaptor_tiny,
+    "paper": adaptor_paper,
+    "zero_conv": adaptor_zero_conv,
+    "no_negatives": adaptor_no_negatives,
+    "no_captions": adaptor_no_captions,
+}

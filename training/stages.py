@@ -177,6 +177,7 @@ def build_adaptor_stage(config: AdaptorConfig, fixed: list[Sample], device: torc
         encode_text=encode_text,
         conditioning_size_px=config.conditioning_size_px,
         bf16=config.precision == "bf16",
+        min_snr_gamma=config.min_snr_gamma,
     )
     return AdaptorStage(config=config, step=step.to(device), fixed=fixed, device=device, vae_factor=preset.vae_factor)
 

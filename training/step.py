@@ -91,7 +91,8 @@ class AdaptorStep(nn.Module):
     """Stage 2: ||eps - eps_theta(z_t, t; c, z_lq)||^2 on SDXL's schedule, over trunk and connectors alone (Sec. 3.1, 4.1).
 
     z_lq is the stage-1 latent of the degraded image. The latent of the ground truth is the mode of the frozen encoder's
-    posterior (choice: SDXL's posterior is so narrow that sampling it adds a draw and no information).
+    posterior (choice: SDXL's posterior is so narrow that sampling it adds a draw and no information). `min_snr_gamma` above 0 weights
+    a sample by min(SNR, gamma) / SNR, SNR = 1 / sigma^2 (Hang et al. 2023, Eq. 7, for predicted noise): less of the nearly clean ones.
     """
 
     def __init__(
@@ -104,8 +105,10 @@ class AdaptorStep(nn.Module):
         encode_text: EncodeText,
         conditioning_size_px: int,
         bf16: bool,
+        min_snr_gamma: float = 0.0,
     ) -> None:
         super().__init__()
+        self._min_snr_gamma = min_snr_gamma
         self.supir = SupirUNet(unet, adaptor)
         self._frozen = (vae.requires_grad_(False).eval(), encoder.requires_grad_(False).eval())
         self._encode_text = encode_text
@@ -113,7 +116,7 @@ class AdaptorStep(nn.Module):
         self._schedule = sdxl_schedule()
 
     def forward(self, batch: Batch) -> tuple[Tensor, Parts]:
-        """`x_gt_BCHW`, `x_lq_BCHW`, `prompts`, `timestep_B`, `noise_BCHW` -> mean loss; parts by sample: loss_B."""
+        """`x_gt_BCHW`, `x_lq_BCHW`, `prompts`, `timestep_B`, `noise_BCHW` -> mean loss; parts by sample: loss_B, with weights error_B."""
         vae, encoder = self._frozen
         noise_BCHW, timestep_B = batch["noise_BCHW"], batch["timestep_B"]
         with compute(noise_BCHW, self._bf16):
@@ -125,5 +128,13 @@ class AdaptorStep(nn.Module):
             x_BCHW = scale_in(z_BCHW + sigma_B111 * noise_BCHW, sigma_B111)
             added = {"text_embeds": pooled_BD, "time_ids": size_time_ids(len(x_BCHW), self._size_px, x_BCHW.device)}
             eps_BCHW = self.supir(x_BCHW, timestep_B, context_BND, added, z_lq_BCHW)
-        loss_B = squared_error(eps_BCHW, noise_BCHW)
-        return loss_B.mean(), {"loss_B": loss_B.detach()}
+        error_B = squared_error(eps_BCHW, noise_BCHW)
+        if not self._min_snr_gamma:
+            return error_B.mean(), {"loss_B": error_B.detach()}
+        loss_B = error_B * min_snr_weight(sigma_B111.flatten(), self._min_snr_gamma)
+        return loss_B.mean(), {"loss_B": loss_B.detach(), "error_B": error_B.detach()}
+
+
+def min_snr_weight(sigma_B: Tensor, gamma: float) -> Tensor:
+    """min(SNR, gamma) / SNR with SNR = 1 / sigma^2: 1 for noisy samples, gamma sigma^2 for nearly clean ones."""
+    return (gamma * sigma_B**2).clamp(max=1.0)

@@ -49,3 +49,15 @@ def test_mixture_weights_teach() -> None:
         _ = replace(adaptor_tiny(), negatives=None).sources
     with pytest.raises(ValueError, match="never drawn"):
         sequence.shares([1.0, 1e-5])
+
+
+def test_ablations_differ_from_the_paper_in_one_thing() -> None:
+    paper = vars(adaptor_paper())
+    changed = {
+        name: {key for key, value in vars(ADAPTOR_RECIPES[name]()).items() if value != paper[key]} - {"output"}
+        for name in ("zero_conv", "no_negatives", "no_captions")
+    }
+    assert changed == {"zero_conv": {"network"}, "no_negatives": {"negatives", "negatives_weight"}, "no_captions": {"batch"}}
+    assert ADAPTOR_RECIPES["no_captions"]().batch.caption_dropout == 1.0
+    with pytest.raises(ValueError, match=r"min_snr_gamma is -1\.0, expected 0"):
+        replace(adaptor_paper(), min_snr_gamma=-1.0)

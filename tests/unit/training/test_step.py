@@ -109,6 +109,22 @@ def test_stage_2_is_noise_prediction_on_sdxls_schedule(networks: dict[str, Any])
     assert torch.equal(seen["z_lq"], encode_mode(vae, vae.encoder, batch["x_lq_BCHW"]))
 
 
+def test_min_snr_weights_nearly_clean_samples_less(networks: dict[str, Any]) -> None:
+    """min(SNR, 5) / SNR with SNR = abar / (1 - abar), from SDXL's own betas."""
+    step, batch = adaptor_step(networks)
+    plain = step(batch)[1]["loss_B"]
+    step._min_snr_gamma = 5.0
+    loss, parts = step(batch)
+    beta_T = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    abar_B = torch.cumprod(1 - beta_T, 0)[batch["timestep_B"]]
+    snr_B = abar_B / (1 - abar_B)
+    weight_B = (snr_B.clamp(max=5.0) / snr_B).float()
+    assert weight_B[0] < 1 == weight_B[1], "timesteps 100 and 900"
+    assert torch.equal(parts["error_B"], plain)
+    assert torch.allclose(parts["loss_B"], weight_B * plain, rtol=1e-5)  # sigma in fp32 there, abar in double here
+    assert torch.equal(loss.detach(), parts["loss_B"].mean())
+
+
 def test_bf16_computes_near_fp32_and_leaves_what_is_trained_in_fp32(networks: dict[str, Any]) -> None:
     step, batch = adaptor_step(networks)
     fp32 = step(batch)[0].item()
