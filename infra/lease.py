@@ -1,4 +1,4 @@
-"""One job at a time on a table: the second says so and stops.
+"""One job at a time on a table, or in the folder of a training: the second says so and stops.
 
 Commits are safe without it (infra/dataset.py): two drivers would do the same work twice, not wrongly. A lease is a record that its
 holder renews; nobody's clock is compared with another's. A record whose process is gone from this machine is void at once, one of
@@ -44,7 +44,7 @@ class Holder:
 
 @contextmanager
 def lease(store: Store, name: str) -> Iterator[None]:
-    """Hold the lease of a table while the block runs. Raises InUse if another job does."""
+    """Hold the lease of a table, or of other work, while the block runs. Raises InUse if another job does."""
     held = _Held(store, f"leases/{name}")
     held.renew()
     try:
@@ -89,7 +89,7 @@ class _Held:
             holder = self._read(attempt, renewals)
             if holder and self._lives(holder, attempt, renewals):
                 raise InUse(
-                    f"another job is at work on table {name!r} of {self.store.url} (process {holder.pid} on {holder.host}, since "
+                    f"another job is at work on {name!r} in {self.store.url} (process {holder.pid} on {holder.host}, since "
                     f"{holder.since}): wait until it ends, or stop it, and run the same command again"
                 )
             self._remove(attempt)

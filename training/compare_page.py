@@ -21,6 +21,7 @@ body { background: var(--paper); color: var(--ink) }
 h1 { font: 600 38px/1.15 Charter, Georgia, serif } h2 { font: 600 24px/1.3 Charter, Georgia, serif; margin: 46px 0 10px }
 table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums }
 th, td { text-align: left; padding: 6px 22px 6px 0; border-bottom: 1px solid var(--rule); font-weight: 400; overflow-wrap: anywhere }
+.ends th, .ends td { white-space: nowrap }
 thead th, .soft { color: var(--soft) } b.best { border-bottom: 2px solid currentColor }
 .scroll { overflow-x: auto }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 20px 30px }
@@ -33,7 +34,7 @@ text { font: 12px system-ui, sans-serif; fill: var(--soft) }
 
 def build(title: str, runs: Sequence[TrackedRun], made_at: str) -> str:
     """The page. Colours follow the order of the runs."""
-    names = sorted({name for run in runs for name in run.curves})
+    names = sorted({name for run in runs for name in run.curves} - {Metric.IMAGES_SEEN})
     plots = "".join(plot(name, runs) for name in names)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -53,7 +54,11 @@ def images_per_step(run: TrackedRun) -> int:
 def ends(runs: Sequence[TrackedRun], names: Sequence[str]) -> str:
     """A row a run, a column a metric that more than one run has, or the only run; the better end is underlined."""
     shown = [name for name in names if sum(name in run.curves for run in runs) >= min(2, len(runs)) and name.count("/") < 2]
-    best = {name: better(name, [run.curves[name][-1][1] for run in runs if name in run.curves]) for name in shown}
+    best = {
+        (experiment, name): better(name, [one.curves[name][-1][1] for one in runs if name in one.curves and one.experiment == experiment])
+        for experiment in {run.experiment for run in runs}  # a loss of stage 1 says nothing of one of stage 2
+        for name in shown
+    }
     head = "".join(f"<th>{escape(name)}</th>" for name in ("run", "begun", "status", "images", *shown))
     rows = []
     for run, colour in zip(runs, COLOURS * len(runs), strict=False):
@@ -65,9 +70,9 @@ def ends(runs: Sequence[TrackedRun], names: Sequence[str]) -> str:
             escape(run.status.lower()),
             f"{last * images_per_step(run):,}",
         ]
-        cells += [end(run, name, best[name]) for name in shown]
+        cells += [end(run, name, best[run.experiment, name]) for name in shown]
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    return f'<div class="scroll"><table class="ends"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
 
 
 def better(name: str, values: Sequence[float]) -> float | None:
@@ -125,8 +130,8 @@ def plot(name: str, runs: Sequence[TrackedRun]) -> str:
     foot = HEIGHT - BOTTOM
     axes = f'<line x1="{LEFT}" x2="{WIDTH - 8}" y1="{foot}" y2="{foot}"/><line x1="{LEFT}" x2="{LEFT}" y1="{TOP}" y2="{foot}"/>'
     labels = (
-        f'<text x="{LEFT - 6}" y="{TOP + 8}" text-anchor="end">{high:.3g}</text>'
-        f'<text x="{LEFT - 6}" y="{foot}" text-anchor="end">{low:.3g}</text>'
+        f'<text x="{LEFT - 6}" y="{TOP + 8}" text-anchor="end">{high:.2g}</text>'
+        f'<text x="{LEFT - 6}" y="{foot}" text-anchor="end">{low:.2g}</text>'
         f'<text x="{WIDTH - 8}" y="{HEIGHT - 8}" text-anchor="end">{furthest:,} images</text>'
     )
     told = f"{name}: " + ", ".join(f"{run.name} ends at {points[-1][1]:.4g}" for run, _, points in lines)

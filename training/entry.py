@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 
 from infra.config import RunOptions
+from infra.lease import lease
 from infra.storage import open_store
 from training import preflight, record
 from training.folders import find
@@ -30,12 +31,13 @@ def run(config: RunConfig, options: RunOptions) -> int:
     if options.dry_run:
         return 0
     preflight.check_output(config.output)
-    record.begin_or_continue(config.output, preflight.refuse_missing(plan))
-    try:
-        launch(Job(config=config, tracking=options.tracking))
-    except (Stopped, ArithmeticError) as reason:
-        print(f"train_{stage} stopped: {reason}", file=sys.stderr)
-        return 1
+    with lease(store, f"train_{stage}"):
+        record.begin_or_continue(config.output, preflight.refuse_missing(plan))
+        try:
+            launch(Job(config=config, tracking=options.tracking))
+        except (Stopped, ArithmeticError) as reason:
+            print(f"train_{stage} stopped: {reason}", file=sys.stderr)
+            return 1
     print(f"finished in {time.monotonic() - begun:.0f} s: the weights are in {store.url}/{stage}")
     return 0
 

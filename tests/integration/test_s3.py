@@ -218,6 +218,6 @@ def test_a_copy_to_a_bucket_is_equal_and_a_lease_there_holds(s3: str, tmp_path: 
     assert target.snapshot("images") == images
     assert [target.read(ref).equals(source.read(ref)) for ref in images.shards.values()] == [True, True]
     with lease(target.store, "images"):
-        with pytest.raises(InUse, match="another job is at work on table 'images'"), lease(target.store, "images"):
+        with pytest.raises(InUse, match="another job is at work on 'images'"), lease(target.store, "images"):
             pass
     assert list(target.store.list("leases")) == []

@@ -36,7 +36,7 @@ def holding(folder: Path) -> subprocess.Popen[str]:
 def test_the_second_stops_and_a_killed_one_leaves_nothing_in_the_way(tmp_path: Path) -> None:
     store, process = open_store(str(tmp_path)), holding(tmp_path)
     try:
-        with pytest.raises(InUse, match=rf"'images' of {tmp_path} \(process {process.pid} on "), lease(store, "images"):
+        with pytest.raises(InUse, match=rf"'images' in {tmp_path} \(process {process.pid} on "), lease(store, "images"):
             pass
         with lease(store, "scores"):
             pass

@@ -136,3 +136,15 @@ def test_shards_that_do_not_fit_into_memory_are_told_before_the_run(
     assert "GiB are available: --set batch.window_shards=1" in capsys.readouterr().err
     monkeypatch.setenv("RAY_ADDRESS", "ray://elsewhere:10001")
     assert encoder(place, "elsewhere", "--dry-run") == 0
+
+
+def test_of_two_trainings_into_one_folder_the_second_stops(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from infra.lease import lease
+
+    store = open_store(f"{place}/shared")
+    with lease(store, "train_encoder"):
+        assert encoder(place, "shared") == 2
+    assert "another job is at work on 'train_encoder'" in capsys.readouterr().err
+    assert not store.exists("run.json"), "the second has begun nothing"
+    assert encoder(place, "shared") == 0
+    assert list(store.list("leases")) == []
