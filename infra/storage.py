@@ -224,6 +224,17 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def replace_text(target: Path, text: str) -> None:
+    """Write a page or a card for people as a whole: a reader never sees half of one. Raises StorageError that teaches."""
+    part = target.with_name(f".{target.name}{TEMPORARY}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(text, encoding="utf-8")
+        part.replace(target)
+    except OSError as error:
+        raise StorageError(f"{target}: {error.strerror or error}: choose another --output") from error
+
+
 def hash_folder(url: str) -> str:
     """16 hex digits over the names and bytes of every file under an address: the identity of a folder of weights."""
     store = open_store(url)

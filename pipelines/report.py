@@ -18,7 +18,7 @@ if __package__ in (None, ""):  # run as a script: the import root is the reposit
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from infra.config import ConfigError, RunOptions, run_entry
-from infra.storage import StorageError
+from infra.storage import replace_text
 from pipelines.recipes.report import RECIPES, DatasetReportConfig, ReportConfig
 
 
@@ -44,24 +44,13 @@ def run(config: ReportConfig | DatasetReportConfig, options: RunOptions) -> int:
         page = collect_dataset(config)
         text = build(page)
         described = target.with_suffix(".croissant.json")
-        write(described, json.dumps(card.croissant(config.input, page), indent=1, ensure_ascii=False) + "\n")
+        replace_text(described, json.dumps(card.croissant(config.input, page), indent=1, ensure_ascii=False) + "\n")
         print(f"report: {described}", flush=True)
     else:
         text = build(collect(config, options.tracking))
-    write(target, text)
+    replace_text(target, text)
     print(f"report: {target} ({len(text.encode()) / 1e6:.1f} MB)", flush=True)
     return 0
-
-
-def write(target: Path, text: str) -> None:
-    """Replace the page as a whole: a reader never sees half of one."""
-    part = target.with_name(f".{target.name}.part")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8")
-        part.replace(target)
-    except OSError as error:
-        raise StorageError(f"{target}: {error.strerror or error}: choose another --output") from error
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ if __package__ in (None, ""):  # run as a script: the import root is the reposit
 from datetime import UTC, datetime
 
 from infra.config import ConfigError, RunOptions, run_entry
-from infra.storage import StorageError
+from infra.storage import replace_text
 from training.recipes_compare import RECIPES, CompareConfig
 
 FLAGS = {"filter": "which runs, in MLflow's language, e.g. \"tags.data = '…'\""}
@@ -44,24 +44,13 @@ def run(config: CompareConfig, options: RunOptions) -> int:
 
     runs = find_runs(options.tracking, config.experiments, config.filter, config.runs, config.most)
     text = build(config.title, runs, datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
-    write(Path(config.output).expanduser(), text)
+    replace_text(Path(config.output).expanduser(), text)
     tracker = open_tracker(options.tracking, experiment=EXPERIMENT, run_name=config.title)
     tracker.tags({"runs": ",".join(one.run_id for one in runs)})
     tracker.artifact("compare.html", text.encode())
     tracker.close()
     print(f"compare: {len(runs)} runs: {config.output}, and in MLflow as compare.html of a run in {EXPERIMENT!r}")
     return 0
-
-
-def write(target: Path, text: str) -> None:
-    """Replace the page as a whole."""
-    part = target.with_name(f".{target.name}.part")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8")
-        part.replace(target)
-    except OSError as error:
-        raise StorageError(f"{target}: {error.strerror or error}: choose another --output") from error
 
 
 if __name__ == "__main__":
