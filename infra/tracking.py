@@ -39,7 +39,7 @@ class Tracker(Protocol):
     def tags(self, values: dict[str, str]) -> None: ...
     def flush(self, timeout_s: float = 10.0) -> None: ...
     def unsent(self) -> list[Point]: ...
-    def close(self, status: Status = "FINISHED") -> None: ...
+    def close(self, status: Status = "FINISHED", timeout_s: float = CLOSE_S) -> None: ...
 
 
 def open_tracker(uri: str | None, experiment: str, run_name: str, run_id: str | None = None) -> Tracker:
@@ -103,7 +103,7 @@ class ListTracker:
         """Nothing waits."""
         return []
 
-    def close(self, status: Status = "FINISHED") -> None:
+    def close(self, status: Status = "FINISHED", timeout_s: float = CLOSE_S) -> None:
         self.status = status
 
 
@@ -200,12 +200,12 @@ class MlflowTracker:
 
         self._outbox.add(send)
 
-    def close(self, status: Status = "FINISHED") -> None:
+    def close(self, status: Status = "FINISHED", timeout_s: float = CLOSE_S) -> None:
         """Send what waits, for a server that is away some minutes at most, and end the run."""
         self._outbox.add(lambda: self._client.set_terminated(self.run_id, status=status))
-        left = self._outbox.close(CLOSE_S)
+        left = self._outbox.close(timeout_s)
         if left:
-            print(f"MLflow did not answer for {CLOSE_S:.0f} s: {left} entries of run {self.run_id} are lost", file=sys.stderr, flush=True)
+            print(f"MLflow did not answer for {timeout_s:.0f} s: {left} entries of run {self.run_id} are lost", file=sys.stderr, flush=True)
 
 
 def attempt(request: Callable[[], None]) -> str | None:

@@ -11,12 +11,13 @@ from infra.lease import lease
 from infra.storage import open_store
 from training import preflight, record
 from training.folders import find
+from training.interruption import EXIT_CODE, Interrupted
 from training.launch import Job, Stopped, launch
 from training.recipes import AdaptorConfig, EncoderConfig, RunConfig
 
 
 def run(config: RunConfig, options: RunOptions) -> int:
-    """0: trained, or already finished; 1: stopped while training."""
+    """0: trained, or already finished; 1: stopped while training; 75: asked to end by SIGTERM, and saved."""
     config = _with_found_folders(config)
     stage = "encoder" if isinstance(config, EncoderConfig) else "adaptor"
     if isinstance(config, EncoderConfig) and config.loss == "paper":
@@ -38,6 +39,9 @@ def run(config: RunConfig, options: RunOptions) -> int:
         except (Stopped, ArithmeticError) as reason:
             print(f"train_{stage} stopped: {reason}", file=sys.stderr)
             return 1
+        except Interrupted as reason:
+            print(f"train_{stage} interrupted: {reason}", file=sys.stderr)
+            return EXIT_CODE
     print(f"finished in {time.monotonic() - begun:.0f} s: the weights are in {store.url}/{stage}")
     return 0
 

@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from infra.storage import open_store
+from training import interruption
+from training.interruption import Interrupted
 from training.recipes import LaunchOptions, RunConfig
 
 ROOT = str(Path(__file__).resolve().parents[1])
@@ -45,7 +47,7 @@ class Stopped(RuntimeError):
 
 
 def launch(job: Job) -> None:
-    """Train to the end, on the workers that the configuration asks for. Raises Stopped with the reason if it cannot."""
+    """Train to the end, on the workers that the configuration asks for. Raises Stopped with the reason if it cannot, and Interrupted."""
     if job.config.launch.launcher == "local":
         from training.worker import run_here
 
@@ -53,20 +55,24 @@ def launch(job: Job) -> None:
     else:
         _on_ray(job)
     reason = stop_reason(job)
-    if reason:
-        raise Stopped(reason)
+    if reason is not None:
+        raise reason
 
 
-def stop_reason(job: Job) -> str | None:
+def stop_reason(job: Job) -> Stopped | Interrupted | None:
     """Why this attempt was stopped by one of its workers, if it was."""
     store = open_store(job.config.output)
     name = f"{STOPS}/{job.attempt}.json"
-    return str(json.loads(store.read(name))["reason"]) if store.exists(name) else None
+    if not store.exists(name):
+        return None
+    said = json.loads(store.read(name))
+    return Interrupted(said["reason"]) if said["interrupted"] else Stopped(said["reason"])
 
 
-def write_stop_reason(job: Job, reason: str) -> None:
+def write_stop_reason(job: Job, reason: Exception) -> None:
     """Said by the first worker that finds it; the others' reasons follow from it."""
-    open_store(job.config.output).create(f"{STOPS}/{job.attempt}.json", json.dumps({"reason": reason}).encode())
+    said = {"reason": str(reason), "interrupted": isinstance(reason, Interrupted)}
+    open_store(job.config.output).create(f"{STOPS}/{job.attempt}.json", json.dumps(said).encode())
 
 
 # ---------------------------------------------------------------- Ray
@@ -116,19 +122,68 @@ def _on_ray(job: Job) -> None:
 
         options = job.config.launch
         resources = {"CPU": options.cpus_per_worker, **({"GPU": options.gpus_per_worker} if options.gpus_per_worker else {})}
-        lines = Queue(actor_options={"num_cpus": 0})
+        lines, orders = Queue(actor_options={"num_cpus": 0}), Queue(actor_options={"num_cpus": 0})
         trainer = TorchTrainer(
             _worker_main,
-            train_loop_config={"job": job, "lines": lines},
-            torch_config=TorchConfig(backend="nccl" if options.gpus_per_worker else "gloo"),
+            train_loop_config={"job": job, "lines": lines, "orders": orders},
+            torch_config=_listening(TorchConfig)(backend="nccl" if options.gpus_per_worker else "gloo"),
             scaling_config=ScalingConfig(
                 num_workers=options.workers, use_gpu=bool(options.gpus_per_worker), resources_per_worker=resources
             ),
             run_config=RayRun(name=job.attempt, failure_config=FailureConfig(max_failures=options.restarts), **_ray_storage(job)),
         )
-        with _printing(lines):
+        with _printing(lines), interruption.listening(), _passing_on(orders):
             _fit(trainer, job)
         lines.shutdown(force=True)
+        orders.shutdown(force=True)
+
+
+def _listening(torch_config: Any) -> Any:
+    """Ray's configuration of process groups, which also makes each worker take note of a SIGTERM."""
+
+    class Backend(torch_config().backend_cls):  # type: ignore[misc]
+        def on_training_start(self, worker_group: Any, backend_config: Any) -> None:
+            super().on_training_start(worker_group, backend_config)
+            worker_group.execute(interruption.listen)  # in the actor's main thread, as Python wants it
+
+    class Config(torch_config):  # type: ignore[misc]
+        @property
+        def backend_cls(self) -> type:
+            return Backend
+
+    return Config
+
+
+@contextmanager
+def _passing_on(orders: Any) -> Iterator[None]:
+    """A SIGTERM to this process becomes an order to the workers."""
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.3):
+            if interruption.ASKED.is_set():
+                print("asked to end (SIGTERM): the workers save the step that they are in; again, and it ends at once", flush=True)
+                orders.put_nowait("end")
+                return
+
+    thread = threading.Thread(target=watch, name="interruption", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(timeout=10)
+
+
+def _obey(orders: Any) -> None:
+    """On the first worker, in a thread: take note of an order, and leave it there for the group that may be started after this one."""
+    from ray.exceptions import RayError
+
+    try:
+        orders.put_nowait(orders.get())
+    except RayError:  # the command is gone, and its order with it
+        return
+    interruption.ASKED.set()
 
 
 def _fit(trainer: Any, job: Job) -> None:
@@ -193,11 +248,13 @@ def _worker_main(told: dict[str, Any]) -> None:
         if place.rank == 0:
             lines.put_nowait(line)
 
+    if place.rank == 0:
+        threading.Thread(target=_obey, args=(told["orders"],), name="orders", daemon=True).start()
     try:
         run_worker(job, place, say)
-    except NotFinite as error:  # every worker sees the same number, so all of them end here, and Ray has nothing to start again
-        write_stop_reason(job, str(error))
+    except (NotFinite, Interrupted) as error:  # every worker sees the same number, so all end here, and Ray has nothing to start again
+        write_stop_reason(job, error)
     except ValueError as error:  # perhaps this worker's alone: raising takes the others down, and `stop_reason` ends the next attempt
-        write_stop_reason(job, str(error))
+        write_stop_reason(job, error)
         raise
 

@@ -22,7 +22,7 @@ from infra.metrics import Metric
 from infra.outbox import Point
 from infra.storage import Store
 from infra.tracking import Tracker
-from training import checkpoint, sequence
+from training import checkpoint, interruption, sequence
 from training.batches import TIMESTEPS, Sample, prefetch
 from training.engines import WEIGHTS, Engine, Micro
 from training.recipes import Arithmetic, OptimizerOptions, RunConfig
@@ -91,9 +91,11 @@ class Loop:
     run: str  # digest of the run's record
     tracker: Tracker | None  # on rank 0
     say: Say
+    asked: Callable[[], bool] = interruption.ASKED.is_set  # whether this worker was told to save and end
+    stop: bool = False  # whether any worker was, as of the newest step
 
     def train(self) -> None:
-        """From the newest checkpoint to the last step, export included. Raises NotFinite."""
+        """From the newest checkpoint to the last step, export included. Raises NotFinite and Interrupted."""
         writer = checkpoint.Writer(self.store, self.config.checkpoint.keep)
         try:
             first = self._resume()
@@ -143,8 +145,11 @@ class Loop:
             self._log(metrics, done)
             if done % config.validation.every_steps == 0 or done == config.steps:
                 self._validate(done)
-            if done % config.checkpoint.every_steps == 0 or done == config.steps:
+            if done % config.checkpoint.every_steps == 0 or done == config.steps or self.stop:
                 self._save(done, writer)
+            if self.stop and done < config.steps:
+                writer.wait()
+                raise interruption.Interrupted(f"asked to end (SIGTERM): step {done} is saved, the same command continues after it")
 
     def _samples(self, step: int) -> list[Sample]:
         mine = sequence.positions(step, global_batch=self.config.batch.global_batch, world=self.place.world, rank=self.place.rank)
@@ -162,17 +167,21 @@ class Loop:
         return metrics | {"lr": lr, "grad_norm": norm}
 
     def _means(self, micros: list[Micro], samples: list[Sample]) -> dict[str, float]:
-        """Means over the whole batch, over all workers: of the loss, of every part, and of the loss by quarter of the timesteps."""
+        """Means over the whole batch, over all workers: of the loss, of every part, and of the loss by quarter of the timesteps.
+
+        Whether any worker was asked to end travels along, so that all of them know it after the same step.
+        """
         names = [name for name in sorted(micros[0].parts) if name != "loss_B"]
         loss_B = torch.cat([micro.parts["loss_B"] for micro in micros]).double()
         parts = [torch.cat([micro.parts[name] for micro in micros]).double().sum() for name in names]
         quarter_B = torch.tensor([s.timestep * QUARTERS // TIMESTEPS for s in samples], device=loss_B.device)
         in_quarter = [quarter_B == q for q in range(QUARTERS)]
         sums = [loss_B.sum(), *parts, *(loss_B[m].sum() for m in in_quarter), *(m.sum().double() for m in in_quarter)]
-        total = torch.stack(sums)
+        total = torch.stack([*sums, loss_B.new_tensor(float(self.asked()))])
         if dist.is_initialized():
             dist.all_reduce(total)
-        values = total.tolist()
+        *values, asked = total.tolist()
+        self.stop = asked > 0
         mean = [value / (len(samples) * self.place.world) for value in values[: 1 + len(names)]]
         metrics = {"loss": mean[0], **{name.removesuffix("_B"): value for name, value in zip(names, mean[1:], strict=True)}}
         if self.stage.name == "adaptor":

@@ -23,7 +23,7 @@ from training.recipes import ENCODER_RECIPES
 
 
 def main(argv: list[str]) -> int:
-    """Exit code 0: trained, or already finished; 1: stopped while training; 2: could not start."""
+    """Exit code 0: trained, or already finished; 1: stopped while training; 2: could not start; 75: saved after SIGTERM."""
     return run_entry(argv, prog="train_encoder", summary=__doc__, recipes=ENCODER_RECIPES, main=run)
 
 

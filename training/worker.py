@@ -14,6 +14,7 @@ from infra.tracking import Tracker, open_tracker
 from training import record
 from training.batches import Batches
 from training.engines import build_engine
+from training.interruption import CLOSE_S, Interrupted, listening
 from training.loop import Loop, Place, Say
 from training.recipes import RunConfig, batch_arithmetic
 from training.sequence import key
@@ -29,7 +30,8 @@ def run_here(job: Job) -> None:
     import torch
 
     device = torch.device("cuda" if job.config.launch.gpus_per_worker else "cpu")
-    run_worker(job, Place(rank=0, world=1, device=device), lambda line: print(line, flush=True))
+    with listening():
+        run_worker(job, Place(rank=0, world=1, device=device), lambda line: print(line, flush=True))
 
 
 def run_worker(job: Job, place: Place, say: Say) -> None:
@@ -77,6 +79,10 @@ def run_worker(job: Job, place: Place, say: Say) -> None:
     except ArithmeticError:
         if tracker is not None:
             tracker.close("FAILED")
+        raise
+    except Interrupted:
+        if tracker is not None:
+            tracker.close("KILLED", CLOSE_S)
         raise
     if tracker is not None:
         tracker.close("FINISHED")

@@ -17,6 +17,7 @@ import pytest
 from tests.corpora import corpus, negatives, random_prior
 from tests.helpers import ROOT, entry_env
 from training import checkpoint
+from training.interruption import EXIT_CODE
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
@@ -39,6 +40,19 @@ class Training:
 
     def start(self) -> subprocess.Popen[str]:
         return subprocess.Popen(self.command, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd="/")
+
+    def ended_by(self, stop: Callable[[subprocess.Popen[str]], None]) -> str:
+        """Started, stopped after its first step, and what it said until it ended by itself with the code of an interruption."""
+        process, said = self.start(), ""
+        assert process.stdout is not None
+        while "  loss " not in said:
+            line = process.stdout.readline()
+            assert line, f"the training ended before its first step: {said[-3000:]}"
+            said += line
+        stop(process)
+        rest, _ = process.communicate(timeout=120)
+        assert process.returncode == EXIT_CODE, said[-1000:] + rest[-3000:]
+        return said + rest
 
     def to_the_end(self) -> str:
         done = subprocess.run(self.command, env=self.env, capture_output=True, text=True, timeout=300, cwd="/", check=False)
@@ -87,6 +101,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def whole(place: Path) -> Training:
+    """A run that nobody disturbs."""
+    training = Training(place, "whole")
+    assert "finished in" in training.to_the_end()
+    assert [step for step, _ in training.losses()] == list(range(1, STEPS + 1))
+    return training
+
+
 @pytest.fixture
 def descendants() -> Iterator[list[psutil.Process]]:
     """Processes that must be gone at the end, whatever the test did."""
@@ -98,12 +121,10 @@ def descendants() -> Iterator[list[psutil.Process]]:
     assert not alive, f"a killed driver left {len(alive)} processes behind"
 
 
-def test_a_killed_worker_and_a_killed_driver_change_no_loss(place: Path, descendants: list[psutil.Process]) -> None:
-    whole = Training(place, "whole")
-    assert "finished in" in whole.to_the_end()
-    expected = whole.losses()
-    assert [step for step, _ in expected] == list(range(1, STEPS + 1))
+WEIGHTS = "adaptor/diffusion_pytorch_model.safetensors"
 
+
+def test_a_killed_worker_and_a_killed_driver_change_no_loss(place: Path, whole: Training, descendants: list[psutil.Process]) -> None:
     killed = Training(place, "killed")
     process = killed.start()
     wait_for(lambda: killed.saved() >= EVERY, process, "first checkpoint")
@@ -119,13 +140,26 @@ def test_a_killed_worker_and_a_killed_driver_change_no_loss(place: Path, descend
 
     out = killed.to_the_end()
     assert "continuing after step" in out
-    assert killed.losses() == expected, "each step once, and each loss bit by bit"
-    weights = "adaptor/diffusion_pytorch_model.safetensors"
-    assert (killed.output / weights).read_bytes() == (whole.output / weights).read_bytes()
+    assert killed.losses() == whole.losses(), "each step once, and each loss bit by bit"
+    assert (killed.output / WEIGHTS).read_bytes() == (whole.output / WEIGHTS).read_bytes()
 
     begun = time.monotonic()
     assert "nothing to do" in killed.to_the_end()
     assert time.monotonic() - begun < 10, "a finished run says so in seconds"
+
+
+def test_a_worker_and_then_the_command_that_are_asked_to_end_save_the_step_they_are_in(place: Path, whole: Training) -> None:
+    asked = Training(place, "asked", "--set", "checkpoint.every_steps=1000")  # nothing is saved but for the signals, and the end
+    said = asked.ended_by(lambda process: os.kill(workers_of(process)[1].pid, signal.SIGTERM))
+    first = asked.saved()
+    assert 0 < first < STEPS
+    assert f"interrupted: asked to end (SIGTERM): step {first} is saved, the same command continues after it" in said
+    said = asked.ended_by(lambda process: process.terminate())
+    assert f"continuing after step {first}" in said
+    assert first < asked.saved() < STEPS
+    asked.to_the_end()
+    assert asked.losses() == whole.losses(), "each step once, and each loss bit by bit"
+    assert (asked.output / WEIGHTS).read_bytes() == (whole.output / WEIGHTS).read_bytes()
 
 
 def test_a_stop_that_would_come_again_is_told_once_and_not_tried_again(place: Path) -> None:
