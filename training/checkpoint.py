@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,12 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 FOLDER = "checkpoints"
+FAILED_SAVES = 2  # choice: in a row; one may meet a storage that is away for minutes, two are hours of work in danger
 Say = Callable[[str], None]
+
+
+class NotSaved(RuntimeError):
+    """Checkpoints could not be written; the message says why, and from where the same command continues."""
 
 
 class DamagedCheckpoint(StorageError):
@@ -90,22 +96,41 @@ def manifest_key(step: int) -> str:
 
 
 def save(store: Store, meta: Meta, parts: Mapping[str, Mapping[str, torch.Tensor]], keep: int) -> str:
-    """Write a state and make it exist; then remove what the policy no longer keeps. Returns the manifest's key."""
+    """Write a state and make it exist; then remove what the policy no longer keeps. Returns the manifest's key.
+
+    Raises StorageError; then the state does not exist, and what was written of it is removed, or swept at the next start.
+    """
+    files: dict[str, dict[str, Any]] = {}
+    name = manifest_key(meta.step)
+    try:
+        for part, named in parts.items():
+            files[part] = {"path": unique_name(f"{FOLDER}/files/step-{meta.step:08d}", f".{part}.safetensors")}
+            files[part] |= _put(store, files[part]["path"], named)
+        manifest = {"format": FORMAT, "meta": asdict(meta), "files": files}
+        ours = store.create(name, json.dumps(manifest, indent=1, sort_keys=True).encode())
+    except StorageError:
+        with suppress(StorageError):  # a full disk gets its room back; a server that is away keeps them for the sweep
+            if not store.exists(name):  # else only the answer to `create` was lost
+                _delete(store, files)
+        raise
+    if not ours:  # an earlier attempt at this step is complete: equal content, its files stay
+        _delete(store, files)
+    with suppress(StorageError):  # the save is complete; the next one prunes again
+        prune(store, keep)
+    return name
+
+
+def _put(store: Store, path: str, named: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     from safetensors.torch import save as to_bytes
 
-    files: dict[str, dict[str, Any]] = {}
-    for part, named in parts.items():
-        data = to_bytes({name: tensor.contiguous() for name, tensor in named.items()})
-        path = unique_name(f"{FOLDER}/files/step-{meta.step:08d}", f".{part}.safetensors")
-        store.put(path, data)
-        files[part] = {"path": path, "sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}
-    manifest = {"format": FORMAT, "meta": asdict(meta), "files": files}
-    name = manifest_key(meta.step)
-    if not store.create(name, json.dumps(manifest, indent=1, sort_keys=True).encode()):
-        for file in files.values():  # an earlier attempt at this step is complete: equal content, its files stay
-            store.delete(file["path"])
-    prune(store, keep)
-    return name
+    data = to_bytes({name: tensor.contiguous() for name, tensor in named.items()})
+    store.put(path, data)
+    return {"sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}
+
+
+def _delete(store: Store, files: Mapping[str, Mapping[str, Any]]) -> None:
+    for file in files.values():
+        store.delete(file["path"])
 
 
 def steps(store: Store) -> list[int]:
@@ -171,30 +196,45 @@ def sweep(store: Store) -> int:
 
 
 class Writer:
-    """Saves behind the training: one at a time; the state was copied before, so the next step may change it."""
+    """Saves behind the training: one at a time; the state was copied before, so the next step may change it.
 
-    def __init__(self, store: Store, keep: int) -> None:
+    A save that fails is told at once, and the training goes on; FAILED_SAVES of them in a row end it.
+    """
+
+    def __init__(self, store: Store, keep: int, say: Say) -> None:
         self._store = store
         self._keep = keep
+        self._say = say
+        self._failed = 0
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._pending: Future[str] | None = None
+        self._pending: Future[StorageError | None] | None = None
 
     def save(
         self, meta: Meta, parts: Mapping[str, Mapping[str, torch.Tensor]], unlogged: Callable[[], list[Point]] = list
     ) -> None:
-        """Begin a save; waits for the one before, and raises what went wrong with it. `unlogged` is asked in the thread."""
+        """Begin a save; waits for the one before, and raises NotSaved. `unlogged` is asked in the thread."""
         self.wait()
-        self._pending = self._pool.submit(lambda: save(self._store, replace(meta, unlogged=unlogged()), parts, self._keep))
+        self._pending = self._pool.submit(lambda: self._save(replace(meta, unlogged=unlogged()), parts))
 
-    def wait(self) -> None:
-        """Until the save under way is complete; raises what went wrong with it."""
+    def _save(self, meta: Meta, parts: Mapping[str, Mapping[str, torch.Tensor]]) -> StorageError | None:
+        try:
+            save(self._store, meta, parts, self._keep)
+        except StorageError as error:
+            self._say(f"the checkpoint of step {meta.step} could not be saved: {error}")
+            return error
+        return None
+
+    def wait(self, *, must: bool = False) -> None:
+        """Until the save under way is complete. Raises NotSaved if it failed and was the last chance, or if it `must` not fail."""
         pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.result()
+        if pending is None:
+            return
+        error = pending.result()
+        self._failed = self._failed + 1 if error else 0
+        if error and (must or self._failed >= FAILED_SAVES):
+            times = f"{self._failed} saves in a row have" if self._failed > 1 else "the save has"
+            raise NotSaved(f"{times} failed: {error}. The checkpoint before stands, and the same command continues from it") from error
 
     def close(self) -> None:
-        """Wait, and end the thread."""
-        try:
-            self.wait()
-        finally:
-            self._pool.shutdown()
+        """End the thread, after the save under way."""
+        self._pool.shutdown()

@@ -8,8 +8,9 @@ from dataclasses import replace
 
 from infra.config import RunOptions
 from infra.lease import lease
-from infra.storage import open_store
+from infra.storage import StorageError, open_store
 from training import preflight, record
+from training.checkpoint import NotSaved
 from training.folders import find
 from training.interruption import EXIT_CODE, Interrupted
 from training.launch import Job, Stopped, launch
@@ -36,7 +37,7 @@ def run(config: RunConfig, options: RunOptions) -> int:
         record.begin_or_continue(config.output, preflight.refuse_missing(plan))
         try:
             launch(Job(config=config, tracking=options.tracking))
-        except (Stopped, ArithmeticError) as reason:
+        except (Stopped, NotSaved, ArithmeticError, StorageError) as reason:
             print(f"train_{stage} stopped: {reason}", file=sys.stderr)
             return 1
         except Interrupted as reason:

@@ -10,11 +10,9 @@ checkpoint. Ray's own checkpoints are not used: ours lie in the run's output fol
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import threading
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,11 +22,11 @@ from typing import Any
 
 from infra.storage import open_store
 from training import interruption
+from training.exchange import Exchange
 from training.interruption import Interrupted
 from training.recipes import LaunchOptions, RunConfig
 
 ROOT = str(Path(__file__).resolve().parents[1])
-STOPS = "stops"  # why an attempt ended that must not be tried again
 HEALTH_CHECK_S = "2"  # choice: a dead worker is noticed within seconds; Ray's default is 2 s of polling with longer timeouts
 START_TIMEOUT_S = "300"  # choice: images of many GB start slowly; Ray gives up after 60 s
 
@@ -54,25 +52,6 @@ def launch(job: Job) -> None:
         run_here(job)
     else:
         _on_ray(job)
-    reason = stop_reason(job)
-    if reason is not None:
-        raise reason
-
-
-def stop_reason(job: Job) -> Stopped | Interrupted | None:
-    """Why this attempt was stopped by one of its workers, if it was."""
-    store = open_store(job.config.output)
-    name = f"{STOPS}/{job.attempt}.json"
-    if not store.exists(name):
-        return None
-    said = json.loads(store.read(name))
-    return Interrupted(said["reason"]) if said["interrupted"] else Stopped(said["reason"])
-
-
-def write_stop_reason(job: Job, reason: Exception) -> None:
-    """Said by the first worker that finds it; the others' reasons follow from it."""
-    said = {"reason": str(reason), "interrupted": isinstance(reason, Interrupted)}
-    open_store(job.config.output).create(f"{STOPS}/{job.attempt}.json", json.dumps(said).encode())
 
 
 # ---------------------------------------------------------------- Ray
@@ -115,27 +94,41 @@ def _environment() -> dict[str, str]:
 
 def _on_ray(job: Job) -> None:
     with connection(job.config.launch):
+        import ray
         from ray.train import FailureConfig, ScalingConfig
         from ray.train import RunConfig as RayRun
         from ray.train.torch import TorchConfig, TorchTrainer
-        from ray.util.queue import Queue
 
         options = job.config.launch
         resources = {"CPU": options.cpus_per_worker, **({"GPU": options.gpus_per_worker} if options.gpus_per_worker else {})}
-        lines, orders = Queue(actor_options={"num_cpus": 0}), Queue(actor_options={"num_cpus": 0})
+        exchange: Any = ray.remote(Exchange).options(**_beside_this_process()).remote()
         trainer = TorchTrainer(
             _worker_main,
-            train_loop_config={"job": job, "lines": lines, "orders": orders},
+            train_loop_config={"job": job, "exchange": exchange},
             torch_config=_listening(TorchConfig)(backend="nccl" if options.gpus_per_worker else "gloo"),
             scaling_config=ScalingConfig(
                 num_workers=options.workers, use_gpu=bool(options.gpus_per_worker), resources_per_worker=resources
             ),
             run_config=RayRun(name=job.attempt, failure_config=FailureConfig(max_failures=options.restarts), **_ray_storage(job)),
         )
-        with _printing(lines), interruption.listening(), _passing_on(orders):
-            _fit(trainer, job)
-        lines.shutdown(force=True)
-        orders.shutdown(force=True)
+        with _attending(exchange), interruption.listening():
+            trouble = _fit(trainer, job)
+        reason = ray.get(exchange.reason.remote())
+        ray.kill(exchange)
+        if reason is not None:
+            said, interrupted = reason
+            raise (Interrupted if interrupted else Stopped)(said)
+        if trouble is not None:
+            raise trouble
+
+
+def _beside_this_process() -> dict[str, Any]:
+    """On the node of the command: any other node may leave."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return {"num_cpus": 0, "scheduling_strategy": here}
 
 
 def _listening(torch_config: Any) -> Any:
@@ -154,49 +147,19 @@ def _listening(torch_config: Any) -> Any:
     return Config
 
 
-@contextmanager
-def _passing_on(orders: Any) -> Iterator[None]:
-    """A SIGTERM to this process becomes an order to the workers."""
-    done = threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.3):
-            if interruption.ASKED.is_set():
-                print("asked to end (SIGTERM): the workers save the step that they are in; again, and it ends at once", flush=True)
-                orders.put_nowait("end")
-                return
-
-    thread = threading.Thread(target=watch, name="interruption", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join(timeout=10)
-
-
-def _obey(orders: Any) -> None:
-    """On the first worker, in a thread: take note of an order, and leave it there for the group that may be started after this one."""
-    from ray.exceptions import RayError
-
-    try:
-        orders.put_nowait(orders.get())
-    except RayError:  # the command is gone, and its order with it
-        return
-    interruption.ASKED.set()
-
-
-def _fit(trainer: Any, job: Job) -> None:
+def _fit(trainer: Any, job: Job) -> Stopped | None:
+    """Run to the end; what is wrong if Ray gave up."""
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     try:
         trainer.fit()
     except TrainingFailedError as error:
-        raise Stopped(
+        return Stopped(
             f"the workers failed more often than launch.restarts={job.config.launch.restarts} allows; the last failure: {error}. "
             "The newest checkpoint stands: run the same command again to continue"
-        ) from error
+        )
+    return None
 
 
 def _ray_storage(job: Job) -> dict[str, Any]:
@@ -211,17 +174,26 @@ def _ray_storage(job: Job) -> dict[str, Any]:
 
 
 @contextmanager
-def _printing(lines: Any) -> Iterator[None]:
-    """What workers say appears here, unadorned."""
+def _attending(exchange: Any) -> Iterator[None]:
+    """What workers say appears here, unadorned; a SIGTERM to this process becomes an order to them."""
+    import ray
+
     done = threading.Event()
 
-    def pump() -> None:
-        while not done.is_set() or not lines.empty():
-            for line in lines.get_nowait_batch(min(lines.qsize(), 100)) if lines.qsize() else ():
+    def attend() -> None:
+        ordered = False
+        while True:
+            last = done.wait(0.3)
+            if interruption.ASKED.is_set() and not ordered:
+                ordered = True
+                print("asked to end (SIGTERM): the workers save the step that they are in; again, and it ends at once", flush=True)
+                exchange.order.remote()
+            for line in ray.get(exchange.lines.remote()):
                 print(line, flush=True)
-            time.sleep(0.3)
+            if last:
+                return
 
-    thread = threading.Thread(target=pump, name="progress", daemon=True)
+    thread = threading.Thread(target=attend, name="progress", daemon=True)
     thread.start()
     try:
         yield
@@ -230,31 +202,46 @@ def _printing(lines: Any) -> Iterator[None]:
         thread.join(timeout=10)
 
 
+def _obey(exchange: Any) -> None:
+    """On the first worker, in a thread: wait for the order."""
+    import ray
+    from ray.exceptions import RayError
+
+    try:
+        ray.get(exchange.ordered.remote())
+    except RayError:  # the command is gone, and its order with it
+        return
+    interruption.ASKED.set()
+
+
 def _worker_main(told: dict[str, Any]) -> None:
     """On every worker of the group, inside its process group."""
     import ray.train.torch
     from ray.train import get_context
 
+    from training.checkpoint import NotSaved
     from training.loop import NotFinite, Place
     from training.worker import run_worker
 
-    job, lines = told["job"], told["lines"]
-    if stop_reason(job):
+    job, exchange = told["job"], told["exchange"]
+    if ray.get(exchange.reason.remote()) is not None:
         return  # started again after a worker stopped for good: there is nothing to try
     context = get_context()
     place = Place(rank=context.get_world_rank(), world=context.get_world_size(), device=ray.train.torch.get_device())
 
     def say(line: str) -> None:
         if place.rank == 0:
-            lines.put_nowait(line)
+            exchange.say.remote(line)
+
+    def stop(reason: Exception) -> None:
+        ray.get(exchange.stop.remote(str(reason), isinstance(reason, Interrupted)))
 
     if place.rank == 0:
-        threading.Thread(target=_obey, args=(told["orders"],), name="orders", daemon=True).start()
+        threading.Thread(target=_obey, args=(exchange,), name="orders", daemon=True).start()
     try:
         run_worker(job, place, say)
     except (NotFinite, Interrupted) as error:  # every worker sees the same number, so all end here, and Ray has nothing to start again
-        write_stop_reason(job, error)
-    except ValueError as error:  # perhaps this worker's alone: raising takes the others down, and `stop_reason` ends the next attempt
-        write_stop_reason(job, error)
+        stop(error)
+    except (ValueError, NotSaved) as error:  # perhaps this worker's alone: raising takes the others down, and `reason` ends the next group
+        stop(error)
         raise
-

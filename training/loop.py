@@ -95,12 +95,12 @@ class Loop:
     stop: bool = False  # whether any worker was, as of the newest step
 
     def train(self) -> None:
-        """From the newest checkpoint to the last step, export included. Raises NotFinite and Interrupted."""
-        writer = checkpoint.Writer(self.store, self.config.checkpoint.keep)
+        """From the newest checkpoint to the last step, export included. Raises NotFinite, NotSaved and Interrupted."""
+        writer = checkpoint.Writer(self.store, self.config.checkpoint.keep, self.say)
         try:
             first = self._resume()
             self._steps(first, writer)
-            writer.wait()
+            writer.wait(must=True)
         finally:
             writer.close()
         weights = self._export_weights()
@@ -148,7 +148,7 @@ class Loop:
             if done % config.checkpoint.every_steps == 0 or done == config.steps or self.stop:
                 self._save(done, writer)
             if self.stop and done < config.steps:
-                writer.wait()
+                writer.wait(must=True)
                 raise interruption.Interrupted(f"asked to end (SIGTERM): step {done} is saved, the same command continues after it")
 
     def _samples(self, step: int) -> list[Sample]:

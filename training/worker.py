@@ -13,6 +13,7 @@ from infra.storage import Store, open_store
 from infra.tracking import Tracker, open_tracker
 from training import record
 from training.batches import Batches
+from training.checkpoint import NotSaved
 from training.engines import build_engine
 from training.interruption import CLOSE_S, Interrupted, listening
 from training.loop import Loop, Place, Say
@@ -76,7 +77,7 @@ def run_worker(job: Job, place: Place, say: Say) -> None:
     )
     try:
         loop.train()
-    except ArithmeticError:
+    except (ArithmeticError, NotSaved):
         if tracker is not None:
             tracker.close("FAILED")
         raise

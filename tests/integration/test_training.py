@@ -167,7 +167,7 @@ def test_a_stop_that_would_come_again_is_told_once_and_not_tried_again(place: Pa
     done = subprocess.run(stopped.command, env=stopped.env, capture_output=True, text=True, timeout=200, cwd="/", check=False)
     assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]
     assert "Lower optimizer.lr" in done.stderr
-    assert len(list((stopped.output / "stops").iterdir())) == 1
+    assert done.stderr.count("Lower optimizer.lr") == 1
 
 
 def test_data_checkpoints_and_weights_may_lie_in_a_bucket(place: Path, s3: str) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import threading
 from pathlib import Path
 
 import pytest
 import torch
 
-from infra.storage import StorageError, open_store
+from infra.storage import open_store
 from tests.toys import Crash, CrashingStore
 from training import checkpoint
 from training.checkpoint import Meta, Network
@@ -79,17 +80,30 @@ def test_another_network_is_refused_by_both_names() -> None:
         checkpoint.check_network(NETWORK, other, "the checkpoint")
 
 
-def test_a_writer_reports_what_went_wrong_with_the_save_before(tmp_path: Path) -> None:
-    (tmp_path / "checkpoints").write_text("a file where a folder must be")
-    writer = checkpoint.Writer(open_store(str(tmp_path)), keep=1)
+def test_a_failed_save_is_told_and_the_second_in_a_row_ends_the_training(tmp_path: Path) -> None:
+    blocked, said = tmp_path / "checkpoints", []
+    blocked.write_text("a file where a folder must be")
+    writer = checkpoint.Writer(open_store(str(tmp_path)), keep=1, say=said.append)
     writer.save(meta(1), parts(1))
-    with pytest.raises(StorageError, match="checkpoints"):
+    writer.wait()
+    assert "the checkpoint of step 1 could not be saved" in said[0]
+    blocked.unlink()
+    writer.save(meta(2), parts(2))  # a save that succeeds forgives
+    writer.wait()
+    shutil.rmtree(blocked)
+    blocked.write_text("again")
+    writer.save(meta(3), parts(3))
+    writer.save(meta(4), parts(4))
+    with pytest.raises(checkpoint.NotSaved, match=r"2 saves in a row have failed: .*checkpoints"):
         writer.wait()
+    writer.save(meta(5), parts(5))
+    with pytest.raises(checkpoint.NotSaved):
+        writer.wait(must=True)
     writer.close()
 
 
 def test_what_the_tracker_has_not_confirmed_is_in_the_checkpoint_and_a_slow_disk_stalls_no_step(tmp_path: Path) -> None:
-    writer, asked = checkpoint.Writer(open_store(str(tmp_path)), keep=1), threading.Event()
+    writer, asked = checkpoint.Writer(open_store(str(tmp_path)), keep=1, say=print), threading.Event()
 
     def unlogged() -> list[tuple[int, dict[str, float]]]:
         assert asked.wait(20), "asked in the writer's thread: the step has gone on meanwhile"
