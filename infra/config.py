@@ -38,6 +38,16 @@ def to_dict(config: Any) -> dict[str, Any]:
     return typing.cast(dict[str, Any], json.loads(json.dumps(asdict(config))))
 
 
+def from_dict(kind: type[Config], values: dict[str, Any]) -> Config:
+    """The inverse of `to_dict`. Raises ConfigError for values of another version of the configuration."""
+    from pydantic import TypeAdapter, ValidationError  # late: `--help` does not need it
+
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        raise ConfigError(f"these values are no {kind.__name__} of this version: {str(error)[:300]}") from error
+
+
 def hash_config(config: Any) -> str:
     """16 hex digits that name a configuration."""
     return _hash(to_dict(config) if is_dataclass(config) else config)

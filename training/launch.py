@@ -234,6 +234,8 @@ def _worker_main(told: dict[str, Any]) -> None:
             exchange.say.remote(line)
 
     def stop(reason: Exception) -> None:
+        if isinstance(reason, NotFinite) and place.rank > 0:
+            return  # the first worker knows where the dump is
         ray.get(exchange.stop.remote(str(reason), isinstance(reason, Interrupted)))
 
     if place.rank == 0:

@@ -18,11 +18,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from infra.config import to_dict
 from infra.metrics import Metric
 from infra.outbox import Point
 from infra.storage import Store
 from infra.tracking import Tracker
-from training import checkpoint, interruption, sequence
+from training import checkpoint, dump, interruption, sequence
 from training.batches import TIMESTEPS, Sample, prefetch
 from training.engines import WEIGHTS, Engine, Micro
 from training.recipes import Arithmetic, OptimizerOptions, RunConfig
@@ -158,12 +159,14 @@ class Loop:
     def _step(self, step: int, samples: list[Sample]) -> dict[str, float]:
         size = self.cut.micro_batch
         chunks = [samples[i : i + size] for i in range(0, len(samples), size)]
-        micros = self.engine.accumulate([self.stage.collate(chunk) for chunk in chunks])
+        batches = [self.stage.collate(chunk) for chunk in chunks]
+        micros = self.engine.accumulate(batches)
         metrics = self._means(micros, samples)
-        self._must_be_finite("loss", metrics["loss"], step)
+        taken = dump.Taken(samples=samples, batches=batches, loss_B=torch.cat([micro.parts["loss_B"] for micro in micros]))
+        self._must_be_finite("loss", metrics["loss"], step, taken)
         lr = learning_rate(self.config.optimizer, step, self.config.steps)
         norm = self.engine.update(lr)
-        self._must_be_finite("gradient norm", norm, step)
+        self._must_be_finite("gradient norm", norm, step, taken)
         return metrics | {"lr": lr, "grad_norm": norm}
 
     def _means(self, micros: list[Micro], samples: list[Sample]) -> dict[str, float]:
@@ -189,16 +192,26 @@ class Loop:
             metrics |= {f"loss_t{q + 1}of{QUARTERS}": part / count for q, (part, count) in enumerate(by_quarter) if count}
         return metrics
 
-    def _must_be_finite(self, what: str, value: float, step: int) -> None:
-        """Every worker sees the same reduced number, so all of them stop here together."""
+    def _must_be_finite(self, what: str, value: float, step: int, taken: dump.Taken) -> None:
+        """Every worker sees the same reduced number, so all of them dump their share and stop here together."""
         if math.isfinite(value):
             return
-        size = self.config.batch.global_batch
-        saved = checkpoint.steps(self.store)
+        size, rank = self.config.batch.global_batch, self.place.rank
+        mine = dump.write_share(self.store, step + 1, rank, taken, self.engine.gather(WEIGHTS))
+        workers = [mine] * self.place.world
+        if dist.is_initialized():
+            dist.all_gather_object(workers, mine)
+        saved, told = checkpoint.steps(self.store), ""
+        if rank == 0:
+            facts = dump.Facts(
+                step=step + 1, what=what, value=str(value), world=self.place.world, checkpoint=saved[-1] if saved else None,
+                stage=self.stage.name, run=self.run, config=to_dict(self.config),
+            )  # fmt: skip
+            told = "; " + dump.write_facts(self.store, facts, workers)
         raise NotFinite(
             f"the {what} is {value} in step {step + 1} (positions {step * size} to {(step + 1) * size - 1} of the sequence): stopped "
-            f"before the weights were changed. The last checkpoint is of step {saved[-1] if saved else 'none'}. Lower optimizer.lr or set "
-            "optimizer.grad_clip in a new --output, and look at the images of these positions"
+            f"before the weights were changed; {dump.guilty(workers)}. The last checkpoint is of step {saved[-1] if saved else 'none'}. "
+            f"Lower optimizer.lr or set optimizer.grad_clip in a new --output, and look at these images{told}"
         )
 
     def _log(self, metrics: dict[str, float], step: int) -> None:

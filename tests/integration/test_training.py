@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -168,6 +170,19 @@ def test_a_stop_that_would_come_again_is_told_once_and_not_tried_again(place: Pa
     assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]
     assert "Lower optimizer.lr" in done.stderr
     assert done.stderr.count("Lower optimizer.lr") == 1
+    dump = re.search(r"--dump (\S+)", done.stderr)
+    assert dump, done.stderr[-2000:]
+    shares = [json.loads(path.read_text()) for path in sorted(stopped.output.glob("dumps/step-00000002/rank-*.json"))]
+    samples = [sample for share in shares for sample in share["samples"]]
+    assert sorted(sample["position"] for sample in samples) == [4, 5, 6, 7], "the second batch, of both workers"
+    assert all(sample["image_id"] in done.stderr for sample in samples)
+    replay = [sys.executable, str(ROOT / "training" / "replay.py"), "--input", str(stopped.output), "--dump", dump[1]]
+    again = subprocess.run(replay, env=stopped.env, capture_output=True, text=True, timeout=200, cwd="/", check=False)
+    assert again.returncode == 0, again.stdout[-2000:] + again.stderr[-2000:]
+    found = re.findall(r"sample \d: loss was (\S+), is (\S+)", again.stdout)
+    assert len(found) == 4
+    assert all(was == now for was, now in found), again.stdout
+    assert "it came out again" in again.stdout
 
 
 def test_data_checkpoints_and_weights_may_lie_in_a_bucket(place: Path, s3: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from infra.storage import open_store
 from tests.corpora import corpus, negatives, random_prior
-from training import checkpoint, train_adaptor, train_encoder
+from training import checkpoint, replay, train_adaptor, train_encoder
 
 SMALL = ["--set", "launch.launcher=local", "--set", "engine.kind=plain", "--set", "batch.crop_px=32", "--set", "batch.short_side_px=48",
          "--set", "batch.global_batch=4", "--set", "batch.micro_batch=2", "--set", "validation.images=1", "--set", "steps=4",
@@ -73,6 +73,16 @@ def test_a_loss_that_is_not_finite_stops_the_run(place: Path, capsys: pytest.Cap
     assert "in step 2 (positions 4 to 7 of the sequence)" in error
     assert "Lower optimizer.lr" in error
     assert not (place / "nan" / "encoder").exists()
+    assert replay.main(["--input", f"{place}/nan"]) == 0
+    assert "it came out again" in capsys.readouterr().out
+    store = open_store(f"{place}/nan")
+    victim = next(entry.key for entry in store.list("dumps") if "/weights." in entry.key)
+    data = store.read(victim)
+    store.delete(victim)
+    store.put(victim, data[:-1] + b"!")
+    assert replay.main(["--input", f"{place}/nan"]) == 2
+    assert "is not what the dump says" in capsys.readouterr().err
+    assert replay.main(["--input", f"{place}/c"]) == 2
 
 
 def test_a_checkpoint_of_another_network_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
