@@ -1,4 +1,7 @@
-"""The names under which training is measured, fixed here so that any two runs can be compared."""
+"""The names under which training is measured, fixed here so that any two runs can be compared.
+
+The x of every curve is the number of images that the updates so far have seen, so that runs of different batches can be laid together.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from enum import StrEnum
 class Metric(StrEnum):
     """One curve of a training run. What is not here is not logged: `Metric(name)` refuses it."""
 
-    IMAGES_SEEN = "images_seen"  # by the updates done so far; runs of different batches are compared over it
+    STEP = "step"  # updates done
     LOSS = "loss"  # what the step minimises, mean of the global batch
     IMAGE = "image"  # stage 1: squared distance of the decoded images
     LATENT = "latent"  # stage 1: squared distance of the latents

@@ -201,10 +201,11 @@ class Writer:
     A save that fails is told at once, and the training goes on; FAILED_SAVES of them in a row end it.
     """
 
-    def __init__(self, store: Store, keep: int, say: Say) -> None:
+    def __init__(self, store: Store, keep: int, say: Say, saved: Callable[[int], None] = lambda step: None) -> None:
+        """`saved` is told, in the thread, of each step whose checkpoint exists."""
         self._store = store
         self._keep = keep
-        self._say = say
+        self._say, self._saved = say, saved
         self._failed = 0
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[StorageError | None] | None = None
@@ -219,6 +220,7 @@ class Writer:
     def _save(self, meta: Meta, parts: Mapping[str, Mapping[str, torch.Tensor]]) -> StorageError | None:
         try:
             save(self._store, meta, parts, self._keep)
+            self._saved(meta.step)
         except StorageError as error:
             self._say(f"the checkpoint of step {meta.step} could not be saved: {error}")
             return error

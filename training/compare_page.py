@@ -34,7 +34,7 @@ text { font: 12px system-ui, sans-serif; fill: var(--soft) }
 
 def build(title: str, runs: Sequence[TrackedRun], made_at: str) -> str:
     """The page. Colours follow the order of the runs."""
-    names = sorted({name for run in runs for name in run.curves} - {Metric.IMAGES_SEEN})
+    names = sorted({name for run in runs for name in run.curves} - {Metric.STEP})
     plots = "".join(plot(name, runs) for name in names)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -44,11 +44,6 @@ def build(title: str, runs: Sequence[TrackedRun], made_at: str) -> str:
 <h2>What differs</h2>{differences(runs)}
 <h2>Curves over images seen</h2><div class="plots">{plots}</div></body></html>
 """
-
-
-def images_per_step(run: TrackedRun) -> int:
-    """Images of an update; 1 where the run does not say, so that steps are shown."""
-    return int(run.params.get("batch.global_batch", "1"))
 
 
 def ends(runs: Sequence[TrackedRun], names: Sequence[str]) -> str:
@@ -68,7 +63,7 @@ def ends(runs: Sequence[TrackedRun], names: Sequence[str]) -> str:
             f'{key}{escape(run.name)} <span class="soft">{escape(run.run_id[:8])}</span>',
             escape(run.begun),
             escape(run.status.lower()),
-            f"{last * images_per_step(run):,}",
+            f"{last:,}",
         ]
         cells += [end(run, name, best[run.experiment, name]) for name in shown]
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
@@ -108,7 +103,7 @@ def plot(name: str, runs: Sequence[TrackedRun]) -> str:
     """One metric of every run that has it, over images seen."""
     lines = []
     for run, colour in zip(runs, COLOURS * len(runs), strict=False):
-        points = [(step * images_per_step(run), value) for step, value in run.curves.get(name, ()) if math.isfinite(value)]
+        points = [(seen, value) for seen, value in run.curves.get(name, ()) if math.isfinite(value)]
         if points:
             kept = points[:: max(1, math.ceil(len(points) / MOST_POINTS))]
             lines.append((run, colour, [*kept, points[-1]]))

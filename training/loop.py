@@ -6,6 +6,7 @@ after any instruction and the same command continues with the samples that would
 
 from __future__ import annotations
 
+import json
 import math
 import resource
 import sys
@@ -97,7 +98,7 @@ class Loop:
 
     def train(self) -> None:
         """From the newest checkpoint to the last step, export included. Raises NotFinite, NotSaved and Interrupted."""
-        writer = checkpoint.Writer(self.store, self.config.checkpoint.keep, self.say)
+        writer = checkpoint.Writer(self.store, self.config.checkpoint.keep, self.say, self._register)
         try:
             first = self._resume()
             self._steps(first, writer)
@@ -131,6 +132,8 @@ class Loop:
         if self.tracker is not None:
             for at, values in loaded.meta.unlogged:
                 self.tracker.metrics(values, at)
+            for step in checkpoint.steps(self.store):  # whoever saved them may have been killed before it said so
+                self._register(step)
         self.say(f"continuing after step {loaded.meta.step}, saved by {loaded.meta.world} workers")
         return loaded.meta.step
 
@@ -221,8 +224,12 @@ class Loop:
             self.say(f"alarm at step {step}: {alarm}")
             metrics = metrics | {"alarm": 1.0}
         if self.tracker is not None:
-            seen = {Metric.IMAGES_SEEN: float(step * self.config.batch.global_batch)}
-            self.tracker.metrics({Metric(name).value: value for name, value in (metrics | seen).items()}, step)
+            done = {Metric.STEP: float(step)}
+            self.tracker.metrics({Metric(name).value: value for name, value in (metrics | done).items()}, self._seen(step))
+
+    def _seen(self, step: int) -> int:
+        """Images of the updates up to this one: the x of every curve."""
+        return step * self.config.batch.global_batch
 
     def _validate(self, step: int) -> None:
         """On rank 0; the others wait at the next collective."""
@@ -233,9 +240,9 @@ class Loop:
         shown = "  ".join(f"{name} {value:.3f}" for name, value in found.metrics.items() if name.count("/") == 1)
         self.say(f"step {step}: {shown}" if shown else f"step {step}: nothing to validate on")
         if self.tracker is not None:
-            self.tracker.metrics({Metric(name).value: value for name, value in found.metrics.items()}, step)
+            self.tracker.metrics({Metric(name).value: value for name, value in found.metrics.items()}, self._seen(step))
             for name, rgb_HWC in found.pictures.items():
-                self.tracker.image(name, rgb_HWC, step)
+                self.tracker.image(name, rgb_HWC, self._seen(step))
 
     def _save(self, step: int, writer: checkpoint.Writer) -> None:
         begun = time.perf_counter()
@@ -244,7 +251,7 @@ class Loop:
             return
         meta = checkpoint.Meta(
             step=step,
-            next_position=step * self.config.batch.global_batch,
+            next_position=self._seen(step),
             optimizer_step=self.engine.optimizer_step,
             network=self._network,
             run=self.run,
@@ -253,7 +260,17 @@ class Loop:
         )
         writer.save(meta, {part: named for part, named in parts.items() if named is not None}, self._unlogged)
         if self.tracker is not None:
-            self.tracker.metrics({Metric.SAVE_STALL_S.value: time.perf_counter() - begun}, step)
+            self.tracker.metrics({Metric.SAVE_STALL_S.value: time.perf_counter() - begun}, self._seen(step))
+
+    def _register(self, step: int) -> None:
+        """A checkpoint that exists becomes known to the run: its address and manifest as an artifact, the newest as a tag."""
+        if self.tracker is None:
+            return
+        key = checkpoint.manifest_key(step)
+        address, manifest = f"{self.store.url}/{key}", json.loads(self.store.read(key))
+        manifest["meta"].pop("unlogged")
+        self.tracker.artifact(key, json.dumps({"address": address, **manifest}, indent=1).encode())
+        self.tracker.tags({"checkpoint": address})
 
     def _unlogged(self) -> list[Point]:
         """In the writer's thread: what is logged up to here must not be lost, for these steps will not come again."""

@@ -93,7 +93,7 @@ def run_worker(job: Job, place: Place, say: Say) -> None:
 def _tracker(job: Job, store: Store, config: RunConfig, digest: str) -> Tracker:
     """The run in the tracker: the same one over every restart."""
     known = json.loads(store.read(TRACKER)) if store.exists(TRACKER) else {}
-    run_id = known.get("run_id") if known.get("uri") == job.tracking else None
+    run_id = known.get("run_id") if known.get("uri") and job.tracking else None  # the same store may stand behind another address
     name = type(config).__name__.removesuffix("Config").lower()
     tracker = open_tracker(job.tracking, f"train_{name}", f"{name}-{digest[:6]}", run_id)
     if tracker.run_id != run_id:

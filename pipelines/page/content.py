@@ -76,7 +76,7 @@ class Negative:
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """One quantity of a training run over its steps."""
+    """One quantity of a training run over the images that it has seen."""
 
     title: str
     points: list[tuple[int, float]]

@@ -54,7 +54,7 @@ def running_mean(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
 def describe(title: str, mean: list[tuple[int, float]]) -> str:
     """The figure in one sentence, with the ends of the running mean."""
     early = mean[len(mean) // 10]
-    return f"{title}: {early[1]:.3g} at step {early[0]}, {mean[-1][1]:.3g} at step {mean[-1][0]} (running mean)"
+    return f"{title}: {early[1]:.3g} after {early[0]:,} images, {mean[-1][1]:.3g} after {mean[-1][0]:,} (running mean)"
 
 
 def _range(points: list[tuple[int, float]], mean: list[tuple[int, float]]) -> tuple[float, float]:
@@ -87,7 +87,7 @@ def _steps(points: list[tuple[int, float]], to_x: Scale) -> Html:
     first, last = points[0][0], points[-1][0]
     ends = [(first, "start"), (last, "end")]
     return join(
-        tag("text", f"step {step}", x=f"{to_x(step):.1f}", y=HEIGHT - 8, text_anchor=anchor, class_="tick") for step, anchor in ends
+        tag("text", f"{step:,} images", x=f"{to_x(step):.1f}", y=HEIGHT - 8, text_anchor=anchor, class_="tick") for step, anchor in ends
     )
 
 
