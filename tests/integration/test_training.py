@@ -164,6 +164,33 @@ def test_a_worker_and_then_the_command_that_are_asked_to_end_save_the_step_they_
     assert (asked.output / WEIGHTS).read_bytes() == (whole.output / WEIGHTS).read_bytes()
 
 
+@pytest.mark.chaos
+def test_a_node_that_leaves_and_one_that_comes_in_its_place_change_no_loss(
+    place: Path, whole: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    moved = Training(place, "moved")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 10**8})
+    try:
+        leaving = cluster.add_node(num_cpus=1, object_store_memory=10**8)
+        moved.env |= {"RAY_ADDRESS": cluster.address, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
+        process = moved.start()
+        wait_for(lambda: moved.saved() >= EVERY, process, "first checkpoint")
+        cluster.remove_node(leaving, allow_graceful=False)
+        left = moved.saved()
+        cluster.add_node(num_cpus=1, object_store_memory=10**8)  # two workers were asked for: the group waits for room
+        said, _ = process.communicate(timeout=400)
+    finally:
+        cluster.shutdown()
+    assert process.returncode == 0, said[-3000:]
+    assert left < STEPS, "the training had ended before the node left"
+    assert "continuing after step" in said
+    assert moved.losses() == whole.losses(), "each step once, and each loss bit by bit"
+    assert (moved.output / WEIGHTS).read_bytes() == (whole.output / WEIGHTS).read_bytes()
+
+
 def test_a_stop_that_would_come_again_is_told_once_and_not_tried_again(place: Path) -> None:
     stopped = Training(place, "stopped", "--set", "optimizer.lr=1e30", "--set", "optimizer.warmup_steps=0")
     done = subprocess.run(stopped.command, env=stopped.env, capture_output=True, text=True, timeout=200, cwd="/", check=False)
