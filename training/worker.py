@@ -11,7 +11,7 @@ from infra.config import hash_config, to_dict
 from infra.revision import code_version
 from infra.storage import Store, open_store
 from infra.tracking import Tracker, open_tracker
-from training import record
+from training import record, sequence
 from training.batches import Batches
 from training.checkpoint import NotSaved
 from training.engines import build_engine
@@ -39,9 +39,13 @@ def run_worker(job: Job, place: Place, say: Say) -> None:
     """Train on this worker to the end, or raise what stops it."""
     import torch
 
+    from training import checks
     from training.stages import build_stage
 
-    config = job.config
+    config, store = job.config, open_store(job.config.output)
+    checks.check_device(config, place)
+    checks.check_group(place)
+    checks.check_storage(store, place)
     if place.device.type == "cpu":
         torch.set_num_threads(config.launch.threads)
     os.environ["LOCAL_RANK"] = str(place.device.index or 0)  # DeepSpeed takes the device from it; Ray has chosen the device already
@@ -52,6 +56,8 @@ def run_worker(job: Job, place: Place, say: Say) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key(config.seed, "initial weights") >> 1)  # the same first weights at every start, on every worker
         stage = build_stage(config, fixed, place.device)
+    first = sequence.positions(0, global_batch=config.batch.global_batch, world=place.world, rank=place.rank)[: cut.micro_batch]
+    checks.check_batch(stage, lambda: [batches.sample(position) for position in first], place)
     engine = build_engine(
         stage.step,
         options=config.engine,
@@ -61,7 +67,6 @@ def run_worker(job: Job, place: Place, say: Say) -> None:
         accumulation=cut.accumulation,
         device=place.device,
     )
-    store = open_store(config.output)
     tracker = _tracker(job, store, config, run.digest) if place.rank == 0 else None
     loop = Loop(
         config=config,
