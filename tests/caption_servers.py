@@ -57,6 +57,7 @@ class Moody:
     def __init__(self) -> None:
         self.moods: deque[tuple[int, dict[str, str], bytes | None, float]] = deque()
         self.always: tuple[int, dict[str, str], bytes | None, float] = (200, {}, None, 0.0)
+        self.breaks_on: str | None = None  # the data URL of a picture that is answered with 500, whatever the mood
         self.asked: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.now = self.most = 0
@@ -85,6 +86,8 @@ def moody_server(model: str = "tiny") -> Iterator[tuple[str, Moody]]:
                 mood.now += 1
                 mood.most = max(mood.most, mood.now)
                 status, headers, body, wait_s = mood.moods.popleft() if mood.moods else mood.always
+                if mood.breaks_on == asked["messages"][-1]["content"][0]["image_url"]["url"]:
+                    status, body = 500, b"out of memory"
             time.sleep(wait_s)
             with mood.lock:
                 mood.now -= 1

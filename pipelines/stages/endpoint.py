@@ -29,8 +29,8 @@ class EndpointSettings:
     `urls` are base addresses of replicas that serve the same `model` (`http://gpu-1:8000/v1`). `revision` is what you say of the
     weights that they serve: another one makes captions stale. The key, if servers want one, is in the environment variable that
     `api_key_env` names. `image_tokens` (None: not checked) is how many tokens a picture takes at least in the server's own count of
-    the prompt: servers have been seen to drop pictures silently. A row is given up after `tries` while other requests are
-    answered; if nobody answers anything for `patience_s`, the job stops.
+    the prompt: servers have been seen to drop pictures silently. A row is given up after `tries` that failed while other requests
+    were answered; if nobody answers anything for `patience_s`, the job stops.
     """
 
     engine: str = "endpoint"

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipelines.runtime.stage import StageUnusable
-from pipelines.stages.captioner import Captioned, Refused
+from pipelines.stages.captioner import Captioned, Refused, known_picture
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -116,9 +116,11 @@ class EndpointClient:
 
     async def _ask(self, rgb_HWC: NDArray[Any], decoding: Decoding, seed: int) -> Captioned | Refused:
         body = await asyncio.to_thread(self._body, rgb_HWC, decoding, seed)
-        begun = time.monotonic()
-        tries = 0
+        begun = failed_at = time.monotonic()
+        tries = blamed = 0  # blamed: the tries that failed though the server answers; an outage, however long, is no picture's fault
         while True:
+            if tries >= self.settings.tries and self._answered_at <= failed_at:
+                await self._probe()
             replica = await self._free_replica()
             tries += 1
             replica.out += 1
@@ -128,23 +130,41 @@ class EndpointClient:
                 return caption
             except BadAnswer as error:
                 self._answered(replica)
-                if error.reason == "endpoint_refused" or tries >= self.settings.tries:
+                blamed, failed_at = blamed + 1, time.monotonic()
+                if error.reason == "endpoint_refused" or blamed >= self.settings.tries:
                     return Refused(reason=error.reason, detail=error.detail)
-                pause_s = self._pause_s(tries)
+                pause_s = self._pause_s(blamed)
             except Busy as error:
-                replica.failures += 1
-                rest_s = self._pause_s(replica.failures) if error.after_s is None else min(error.after_s, self.settings.patience_s)
-                replica.rests_until = max(replica.rests_until, time.monotonic() + rest_s)
+                self._rest(replica, error)
                 pause_s = 0.0  # another replica may take it at once
-                if tries >= self.settings.tries and self._answered_at > begun:  # others are answered: it is this picture
-                    return Refused(reason="endpoint_failed", detail=f"{tries} tries, the last: {error}")
-                silent_s = time.monotonic() - max(begun, self._answered_at)
+                blamed, failed_at = blamed + (self._answered_at > failed_at), time.monotonic()
+                if blamed >= self.settings.tries:
+                    return Refused(reason="endpoint_failed", detail=f"{blamed} tries while others were answered, the last: {error}")
+                silent_s = failed_at - max(begun, self._answered_at)
                 if silent_s > self.settings.patience_s:
                     raise StageUnusable(f"no caption server answered for {silent_s:.0f} s (the last said: {error}): look at "
                                         f"{', '.join(self.settings.urls)}; the same command again continues") from error
             finally:
                 replica.out -= 1
             await asyncio.sleep(pause_s)
+
+    async def _probe(self) -> None:
+        """Ask about a known picture, so that a picture that fails alone can be told from a server that fails."""
+        body = await asyncio.to_thread(self._body, known_picture(self.settings.side_px), self.settings.decoding, 0)
+        replica = await self._free_replica()
+        try:
+            await self._post_json(replica, body)
+            self._answered(replica)
+        except Busy as error:
+            self._rest(replica, error)
+        except BadAnswer:
+            pass  # neither busy nor well: no evidence
+
+    def _rest(self, replica: Replica, error: Busy) -> None:
+        """Leave a server that could not answer alone for as long as it asked, else longer each time."""
+        replica.failures += 1
+        rest_s = self._pause_s(replica.failures) if error.after_s is None else min(error.after_s, self.settings.patience_s)
+        replica.rests_until = max(replica.rests_until, time.monotonic() + rest_s)
 
     async def _free_replica(self) -> Replica:
         """The replica with the fewest of our requests that does not rest; the one that rests shortest if all do."""

@@ -52,8 +52,8 @@ def test_a_server_that_is_killed_under_load_costs_no_caption(tmp_path: Path) -> 
         said, _ = job.communicate(timeout=300)
         assert job.returncode == 0, said
     assert killed, "the job ended before the server could be killed"
+    assert rough.snapshot("captions").ledger == ledger, said
     assert rough.snapshot("captions").digest == calm.snapshot("captions").digest
     rows = [row for ref in rough.snapshot("captions").shards.values() for row in rough.read(ref).to_pylist()]
     assert len({row["image_id"] for row in rows}) == len(rows) == ledger.accepted
-    assert rough.snapshot("captions").ledger == ledger
     assert {(row["engine"], row["seen"]) for row in rows} == {("endpoint", "original")}

@@ -117,6 +117,28 @@ def test_a_server_that_is_gone_stops_the_job_after_the_patience(server: tuple[st
     assert 0.5 < time.monotonic() - start < 20
 
 
+def test_outages_cost_no_picture(server: tuple[str, Moody]) -> None:
+    """Each outage fails a picture more often than its tries allow, with an answer to another one between them."""
+    url, mood = server
+    captioner = made(url, tries=3, in_flight=2, patience_s=20.0)
+    calm = ask(captioner, 6)
+    down = [(502, {"Retry-After": "0"}, b"", 0.02)] * 8
+    mood.moods.extend([*down, (200, {}, None, 0.0), *down])
+    assert ask(captioner, 6) == calm
+
+
+def test_a_picture_that_breaks_the_server_fails_alone(server: tuple[str, Moody]) -> None:
+    url, mood = server
+    captioner = made(url, tries=2, in_flight=1)
+    ask(captioner, 3)
+    mood.breaks_on = mood.asked[-1]["messages"][-1]["content"][0]["image_url"]["url"]
+    said = ask(captioner, 3)  # the last of them: nobody else is answered meanwhile
+    assert [type(said[place]) for place in range(3)] == [Captioned, Captioned, Refused]
+    assert isinstance(said[2], Refused)
+    assert said[2].reason == "endpoint_failed"
+    assert "500" in said[2].detail
+
+
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_a_refused_key_stops_the_job_and_is_not_shown(server: tuple[str, Moody], status: int, monkeypatch: pytest.MonkeyPatch) -> None:
     url, mood = server
