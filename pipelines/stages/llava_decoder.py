@@ -1,10 +1,10 @@
 """Writes many captions at a time: a row that ends leaves the batch at once, and the next picture takes its place.
 
 transformers 5.23 batches continuously for text alone (its manager passes no pixels), hence this loop over the model's own forward.
-A row that joins puts its keys and values at the right end of the cache, with a mask over the empty places to their left: positions
-are turned into keys before they are cached, so a row's place in the cache means nothing.
+A row that joins puts its keys and values at the right end of the cache (llava_cache), with a mask over the empty columns to their left:
+positions are turned into keys before they are cached, so a row's place in the cache means nothing.
 
-Legend: B rows, L places of the cache, V vocabulary.
+Legend: B rows, L columns of the cache, V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 JOIN_SHARE = 8  # choice: new rows join when an eighth of the places is free; a pass over pictures costs as much as tens of tokens
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
     """One picture with its prompt, as the model's inputs (one row). `ticket` is the caller's."""
 
@@ -36,13 +36,14 @@ class RollingDecoder:
 
     def __init__(self, model: Any, ends: list[int], max_new_tokens: int, places: int) -> None:
         self.model, self.ends, self.max_new_tokens, self.places = model, frozenset(ends), max_new_tokens, places
+        self.window: int | None = getattr(model.config.get_text_config(), "sliding_window", None)
         self.passes = 0
 
     def run(self, jobs: Iterator[Job]) -> Iterator[tuple[Job, list[int], bool]]:
         """(job, its tokens without the end token, whether it ended by itself), as they end; a job is drawn when there is room."""
         import torch
 
-        rows, more = _Rows(), True
+        rows, more = _Rows(self.places), True
         back: list[Job] = []
         while True:
             fresh: list[Job] = []
@@ -67,35 +68,36 @@ class RollingDecoder:
                     raise
                 error.__traceback__ = None  # its frames hold the tensors that have to go
                 back = [_anew(job) for job in [*rows.jobs, *[job for job in fresh if job not in rows.jobs]]] + back
-                rows, self.places = _Rows(), max(1, self.places // 2)
+                self.places = max(1, self.places // 2)
+                rows = _Rows(self.places)
                 torch.cuda.empty_cache()
                 continue
             yield from ended
 
     def _join(self, rows: _Rows, fresh: list[Job]) -> None:
         """Read prompts and pictures, choose each row's first token, and set the rows beside those under way."""
-        import torch
         from transformers import DynamicCache
 
-        lengths = {job.inputs["input_ids"].shape[1] for job in fresh}
-        assert len(lengths) == 1, f"prompts of one template with pictures of one size are equally long, found {sorted(lengths)}"
-        inputs = {name: torch.cat([job.inputs[name] for job in fresh]) for name in fresh[0].inputs}
+        inputs, lengths = stacked([job.inputs for job in fresh])
         self.passes += 1
-        cache = DynamicCache(config=self.model.config.get_text_config())
-        made = self.model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        rows.add(fresh, made.past_key_values, inputs["attention_mask"], inputs["attention_mask"].sum(-1, keepdim=True))
+        read = DynamicCache()  # of the whole prompt, also where the model looks back through a window
+        made = self.model(**inputs, past_key_values=read, use_cache=True, logits_to_keep=1)
+        rows.jobs += fresh
+        rows.positions += lengths
+        rows.cache.add(read, lengths)
         self._choose(fresh, made.logits[:, -1])
 
     def _step(self, rows: _Rows) -> None:
         import torch
 
-        device = rows.mask_BL.device
-        last_B1 = torch.tensor([[job.tokens[-1]] for job in rows.jobs], device=device)
-        rows.mask_BL = torch.cat([rows.mask_BL, rows.mask_BL.new_ones(len(rows.jobs), 1)], 1)
+        rows.cache.make_room()
+        mask_B11L = rows.cache.mask(self.window)
+        last_B1 = torch.tensor([job.tokens[-1:] for job in rows.jobs], device=mask_B11L.device)
+        position_B1 = torch.tensor(rows.positions, device=mask_B11L.device)[:, None]
         self.passes += 1
-        made = self.model(input_ids=last_B1, attention_mask=rows.mask_BL, position_ids=rows.position_B1, past_key_values=rows.cache,
+        made = self.model(input_ids=last_B1, attention_mask=mask_B11L, position_ids=position_B1, past_key_values=rows.cache,
                           use_cache=True, logits_to_keep=1)
-        rows.position_B1 = rows.position_B1 + 1
+        rows.advance()
         self._choose(rows.jobs, made.logits[:, -1])
 
     def _choose(self, jobs: list[Job], logits_BV: Any) -> None:
@@ -118,54 +120,66 @@ class RollingDecoder:
 
     def _retire(self, rows: _Rows) -> list[tuple[Job, list[int], bool]]:
         ended = []
-        for job in rows.jobs:
+        for place in reversed(range(len(rows.jobs))):  # from the end: the last row takes the place of one that leaves
+            job = rows.jobs[place]
             stopped = job.tokens[-1] in self.ends
             if stopped or len(job.tokens) >= self.max_new_tokens:
                 ended.append((job, job.tokens[:-1] if stopped else job.tokens, stopped))
-        if ended:
-            gone = {id(job) for job, _, _ in ended}
-            rows.keep([place for place, job in enumerate(rows.jobs) if id(job) not in gone])
+                rows.remove(place)
         return ended
 
 
 class _Rows:
-    """The rows under way: their keys and values, which places of the cache they use, and the position of their next token."""
+    """The rows under way: their cache, and the position of each one's next token."""
 
-    def __init__(self) -> None:
+    def __init__(self, places: int) -> None:
+        from pipelines.stages.llava_cache import RowsCache
+
         self.jobs: list[Job] = []
-        self.cache: Any = None  # kept from step to step: to build one anew copies it
-        self.mask_BL: Any = None
-        self.position_B1: Any = None
+        self.positions: list[int] = []
+        self.cache = RowsCache(places)
 
-    def add(self, jobs: list[Job], cache: Any, mask_BL: Any, position_B1: Any) -> None:
-        import torch
+    def advance(self) -> None:
+        """Each row has one token more."""
+        self.cache.advance()
+        self.positions = [one + 1 for one in self.positions]
 
-        if self.jobs:
-            length = max(self.mask_BL.shape[1], mask_BL.shape[1])
+    def remove(self, place: int) -> None:
+        """Take a row out; the last one comes to its place."""
+        self.cache.remove(place)
+        self.jobs[place], self.positions[place] = self.jobs[-1], self.positions[-1]
+        self.jobs.pop()
+        self.positions.pop()
 
-            def beside(old: Any, new: Any) -> Any:
-                return torch.cat([_left(old, length, -2), _left(new, length, -2)])
 
-            for old, new in zip(self.cache.layers, cache.layers, strict=True):
-                new.keys, new.values = beside(old.keys, new.keys), beside(old.values, new.values)
-            mask_BL = torch.cat([_left(self.mask_BL, length, -1), _left(mask_BL, length, -1)])
-            position_B1 = torch.cat([self.position_B1, position_B1])
-        self.jobs, self.cache, self.mask_BL, self.position_B1 = [*self.jobs, *jobs], cache, mask_BL, position_B1
+def stacked(each: list[dict[str, Any]]) -> tuple[dict[str, Any], list[int]]:
+    """(inputs of one row each as those of a batch, with position ids; the length of each prompt).
 
-    def keep(self, places: list[int]) -> None:
-        """Only these rows, and of the cache only what one of them uses."""
-        import torch
+    Prompts of pictures in any resolution differ in length and in tiles: zeros to the left of the text, and after the tiles, which the
+    model leaves out by the pictures' sizes.
+    """
+    import torch
 
-        self.jobs = [self.jobs[place] for place in places]
-        if not places:
-            self.cache, self.mask_BL, self.position_B1 = None, None, None
-            return
-        index_B = torch.tensor(places, device=self.mask_BL.device)
-        mask_BL = self.mask_BL[index_B]
-        first = int(mask_BL.any(0).int().argmax())
-        for layer in self.cache.layers:
-            layer.keys, layer.values = layer.keys[index_B][..., first:, :], layer.values[index_B][..., first:, :]
-        self.mask_BL, self.position_B1 = mask_BL[:, first:], self.position_B1[index_B]
+    lengths = [one["input_ids"].shape[1] for one in each]
+    texts = ("input_ids", "attention_mask")
+    batch = {name: torch.cat([_padded(one[name], max(lengths), left=True) for one in each]) for name in texts}
+    batch["position_ids"] = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+    for name in each[0].keys() - set(texts):
+        parts = [one[name] for one in each]
+        tiles = max(part.shape[1] for part in parts) if parts[0].ndim == 5 else None
+        batch[name] = torch.cat([_padded(part, tiles) if tiles else part for part in parts])
+    return batch, lengths
+
+
+def _padded(values: Any, length: int, left: bool = False) -> Any:
+    """Zeros up to a length of the second dimension."""
+    lacking = length - values.shape[1]
+    if not lacking:
+        return values
+    zeros = values.new_zeros(values.shape[0], lacking, *values.shape[2:])
+    import torch
+
+    return torch.cat([zeros, values] if left else [values, zeros], 1)
 
 
 def nucleus(logits_BV: Any, temperature_B1: Any, top_p_B1: Any, drawn_B1: Any) -> list[int]:
@@ -182,14 +196,6 @@ def nucleus(logits_BV: Any, temperature_B1: Any, top_p_B1: Any, drawn_B1: Any) -
     mass_B1 = (probabilities_BV * kept_BV).sum(-1, keepdim=True)
     place_B1 = torch.minimum((total_BV <= drawn_B1.to(device) * mass_B1).sum(-1, keepdim=True), kept_BV.sum(-1, keepdim=True) - 1)
     return [int(token) for token in order_BV.gather(1, place_B1)[:, 0].tolist()]
-
-
-def _left(values: Any, length: int, dim: int) -> Any:
-    """Zeros to the left, up to a length along `dim` (-1 or -2)."""
-    from torch.nn.functional import pad
-
-    lacking = length - values.shape[dim]
-    return pad(values, (lacking, 0) if dim == -1 else (0, 0, lacking, 0)) if lacking else values
 
 
 def _anew(job: Job) -> Job:
