@@ -1,10 +1,14 @@
 #!/usr/bin/env python3
-"""The Real-ESRGAN degradation, ours beside a plain OpenCV + numpy pipeline of the same steps. Prints one JSON line.
+"""Real-ESRGAN's degradation, ours beside its published code and beside a quick OpenCV loop. Prints one JSON line.
 
-    python benchmarks/degradation.py [--size 512] [--pictures 60] [--threads 1]
+    python benchmarks/degradation.py [--size 512] [--rounds 7]
 
-The peer applies the same drawn parameters with the usual calls: kernels padded to 21 x 21 through filter2D, GaussianBlur,
-Generator.standard_normal and Generator.poisson. The two are interleaved picture by picture, because rates drift.
+GT to LQ of a quarter of the side, one thread, processor time (others may share the machine); sides in turn, batches of four, the ratio
+is the median over the rounds. Sharpening, which Real-ESRGAN puts before and SUPIR does not mention, and the enlarging back to the size of
+the ground truth (SUPIR Sec. 4.1) are measured apart. The OpenCV loop takes the same drawn steps as ours and is looser (peers/prototype.py).
+The published code runs where `basicsr` and `torchvision` are installed (`pip install --no-deps --no-build-isolation basicsr torchvision`
+in an environment of its own, beside torch, numpy, scipy, opencv-python-headless and pillow); then its LQ pictures are compared with ours
+as well: Kolmogorov-Smirnov distances of four measures of `--compare` pictures of either side.
 """
 
 from __future__ import annotations
@@ -16,126 +20,163 @@ import platform
 import sys
 import time
 from collections.abc import Callable
-from math import ceil, log2
+from dataclasses import replace
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 PHOTO = ROOT / "examples" / "photos" / "forest_stream.jpg"
+BATCH = 4
+BACK_STEPS = 2  # the last ones of a draw: to the size of the ground truth, to 8 bits
+COMPARED_PX = 256
 
 
-def peer(x_HWC: np.ndarray, params: Any) -> np.ndarray:
-    """One picture, float32 HWC in [0, 1], through the same steps without our fast paths."""
-    rng = np.random.default_rng([params.seed, params.position])
-    for step in params.steps:
-        x_HWC = PEER[type(step).__name__](x_HWC, step, rng)
-    return x_HWC
-
-
-def peer_blur(x_HWC: np.ndarray, step: Any, _: np.random.Generator) -> np.ndarray:
-    import cv2
-
-    from supir_model.degradation.kernels import kernel
-
-    padded = np.pad(kernel(step), (21 - step.size_px) // 2)
-    return cv2.filter2D(x_HWC, -1, padded, borderType=cv2.BORDER_REFLECT_101)
-
-
-def peer_resize(x_HWC: np.ndarray, step: Any, _: np.random.Generator) -> np.ndarray:
-    import cv2
-
-    mode = {"area": cv2.INTER_AREA, "bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}[step.mode]
-    return cv2.resize(x_HWC, (step.width, step.height), interpolation=mode)
-
-
-def peer_gaussian(x_HWC: np.ndarray, step: Any, rng: np.random.Generator) -> np.ndarray:
-    shape = (*x_HWC.shape[:2], 1 if step.grey else 3)
-    return np.clip(x_HWC + rng.standard_normal(shape, dtype=np.float32) * np.float32(step.sigma / 255), 0, 1)
-
-
-def peer_poisson(x_HWC: np.ndarray, step: Any, rng: np.random.Generator) -> np.ndarray:
-    import cv2
-
-    source = cv2.cvtColor(x_HWC, cv2.COLOR_RGB2GRAY)[..., None] if step.grey else x_HWC
-    source = np.clip(np.rint(source * 255), 0, 255) / 255
-    quanta = 2 ** ceil(log2(len(np.unique(source))))
-    noise = (rng.poisson(source * quanta) / quanta - source).astype(np.float32)
-    return np.clip(x_HWC + step.scale * noise, 0, 1)
-
-
-def peer_jpeg(x_HWC: np.ndarray, step: Any, _: np.random.Generator) -> np.ndarray:
-    import cv2
-
-    bgr = cv2.cvtColor(np.clip(np.rint(x_HWC * 255), 0, 255).astype(np.uint8), cv2.COLOR_RGB2BGR)
-    back = cv2.imdecode(cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, step.quality])[1], cv2.IMREAD_COLOR)
-    return cv2.cvtColor(back, cv2.COLOR_BGR2RGB).astype(np.float32) / 255
-
-
-def peer_sharpen(x_HWC: np.ndarray, step: Any, _: np.random.Generator) -> np.ndarray:
-    import cv2
-
-    size_px = 2 * (step.radius_px // 2) + 1
-    residual = x_HWC - cv2.GaussianBlur(x_HWC, (size_px, size_px), 0)
-    soft = cv2.GaussianBlur((np.abs(residual) * 255 > step.threshold).astype(np.float32), (size_px, size_px), 0)
-    return soft * np.clip(x_HWC + step.weight * residual, 0, 1) + (1 - soft) * x_HWC
-
-
-def peer_round(x_HWC: np.ndarray, _step: Any, _: np.random.Generator) -> np.ndarray:
-    return (np.clip(np.rint(x_HWC * 255), 0, 255) / 255).astype(np.float32)
-
-
-PEER: dict[str, Callable[..., np.ndarray]] = {
-    "Blur": peer_blur, "Sinc": peer_blur, "Resize": peer_resize, "Gaussian": peer_gaussian,
-    "Poisson": peer_poisson, "Jpeg": peer_jpeg, "Sharpen": peer_sharpen, "Round": peer_round,
-}  # fmt: skip
-
-
-def milliseconds(function: Callable[[], object]) -> float:
-    """CPU time: other processes may share the machine."""
+def seconds(function: Callable[[], object]) -> float:
     start = time.process_time()
     function()
-    return (time.process_time() - start) * 1e3
+    return time.process_time() - start
 
 
-def measure(size_px: int, pictures: int) -> dict[str, float]:
-    from supir_model.degradation import degrade, draw
+def picture(size_px: int) -> np.ndarray:
     from supir_model.images import crop, decode
 
-    x_HWC = crop(decode(PHOTO.read_bytes()).rgb_HWC, size_px).astype(np.float32) / np.float32(255)
-    drawn = [draw("real_esrgan", 0, position, size_px) for position in range(pictures)]
-    for function in (degrade, peer):  # builds the tables, which takes 0.1 s for each power of two of quanta
-        [function(x_HWC, params) for params in drawn]
-    ours = [(milliseconds(lambda p=p: degrade(x_HWC, p)), milliseconds(lambda p=p: peer(x_HWC, p))) for p in drawn]
-    draws = [milliseconds(lambda i=i: draw("real_esrgan", 1, i, size_px)) for i in range(200)]
-    mean_ours, mean_peer = (sum(column) / pictures for column in zip(*ours, strict=True))
+    return crop(decode(PHOTO.read_bytes()).rgb_HWC, size_px).astype(np.float32) / np.float32(255)
+
+
+def to_lq(seed: int, position: int, size_px: int) -> Any:
+    """A draw without sharpening and without the way back."""
+    from supir_model.degradation import draw
+    from supir_model.degradation.steps import Sharpen
+
+    params = draw("real_esrgan", seed, position, size_px)
+    return replace(params, steps=tuple(s for s in params.steps[:-BACK_STEPS] if not isinstance(s, Sharpen)))
+
+
+def tensor(x_HWC: np.ndarray, batch: int) -> Any:
+    import torch
+
+    return torch.from_numpy(x_HWC).permute(2, 0, 1)[None].repeat(batch, 1, 1, 1)
+
+
+def rates(size_px: int, rounds: int, batches: int, published: Any) -> dict[str, Any]:
+    """Images a second of each side, by round."""
+    from benchmarks.peers.prototype import prototype
+    from supir_model.degradation import degrade
+
+    x_HWC = picture(size_px)
+    x_BCHW = tensor(x_HWC, BATCH)
+    found: dict[str, list[float]] = {}
+    for done in range(rounds + 1):
+        spent: dict[str, float] = dict.fromkeys(["ours", "prototype", *(["published"] if published else [])], 0.0)
+        for first in range(0, batches * BATCH, BATCH):
+            positions = range(first, first + BATCH)
+            drawn = [to_lq(done, position, size_px) for position in positions]
+            spent["ours"] += seconds(lambda p=positions, seed=done: [degrade(x_HWC, to_lq(seed, position, size_px)) for position in p])
+            spent["prototype"] += seconds(lambda drawn=drawn: [prototype(x_HWC, params.steps) for params in drawn])
+            if published:
+                kernels = published.draw(BATCH)
+                spent["published"] += seconds(lambda kernels=kernels: published.apply(x_BCHW, kernels))
+        for name, value in spent.items() if done else ():  # the first round builds tables and fills caches
+            found.setdefault(name, []).append(batches * BATCH / value)
+        print(f"round {done} of {rounds}: {spent}", file=sys.stderr, flush=True)
+    return found
+
+
+def summary(found: dict[str, list[float]]) -> dict[str, Any]:
+    ratios = {name: median(a / b for a, b in zip(found["ours"], values, strict=True)) for name, values in found.items() if name != "ours"}
     return {
-        "ours_cpu_ms": round(mean_ours, 2),
-        "peer_cpu_ms": round(mean_peer, 2),
-        "speedup": round(mean_peer / mean_ours, 2),
-        "draw_cpu_ms": round(median(draws), 3),
+        "images_per_s": {name: round(median(values), 1) for name, values in found.items()},
+        "ours_to": {name: round(ratio, 2) for name, ratio in ratios.items()},
     }
+
+
+def parts_ms(size_px: int, pictures: int) -> dict[str, float]:
+    """Milliseconds of ours by kind of step, a picture."""
+    from supir_model.degradation import draw
+    from supir_model.degradation.kernels import is_separable
+    from supir_model.degradation.operations import OPERATIONS
+    from supir_model.degradation.steps import Blur
+
+    spent: dict[str, float] = {}
+    x_HWC = picture(size_px)
+    for position in range(pictures):
+        params, y_HWC = draw("real_esrgan", 0, position, size_px), x_HWC
+        for i, step in enumerate(params.steps):
+            name = type(step).__name__ + (" separable" if isinstance(step, Blur) and is_separable(step) else "")
+            name = "back" if i >= len(params.steps) - BACK_STEPS else name
+            start = time.process_time()
+            y_HWC = OPERATIONS[type(step)](y_HWC, step, params)
+            spent[name] = spent.get(name, 0.0) + time.process_time() - start
+    return {name: round(value / pictures * 1e3, 2) for name, value in sorted(spent.items(), key=lambda item: -item[1])}
+
+
+def sharpening_ms(size_px: int, rounds: int, published: Any) -> dict[str, float]:
+    from supir_model.degradation.draws import SHARPEN
+    from supir_model.degradation.operations import sharpen
+
+    x_HWC, params = picture(size_px), to_lq(0, 0, size_px)
+    sides: dict[str, Callable[[], object]] = {"ours": lambda: sharpen(x_HWC, SHARPEN, params)}
+    if published:
+        x_BCHW = tensor(x_HWC, BATCH)
+        sides["published"] = lambda: published.basicsr.sharpen(x_BCHW)
+    found: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, side in sides.items():
+            found[name].append(seconds(side) * 1e3 / (BATCH if name == "published" else 1))
+    return {name: round(median(values), 1) for name, values in found.items()}
+
+
+def measures(lq_HWC: np.ndarray, x_HWC: np.ndarray) -> list[float]:
+    """PSNR of the enlarged LQ in dB, mean and contrast in levels, mean step between neighbours in levels."""
+    import cv2
+
+    back = np.clip(cv2.resize(lq_HWC, x_HWC.shape[1::-1], interpolation=cv2.INTER_CUBIC), 0, 1)
+    step = (np.abs(np.diff(lq_HWC, axis=0)).mean() + np.abs(np.diff(lq_HWC, axis=1)).mean()) / 2
+    return [float(-10 * np.log10(np.mean((back - x_HWC) ** 2))), float(lq_HWC.mean() * 255), float(lq_HWC.std() * 255), float(step * 255)]
+
+
+def distances(count: int, published: Any) -> dict[str, Any]:
+    """Whole chains, both from their own draws: the largest distance of the two distribution functions, for each measure."""
+    from supir_model.degradation import degrade
+
+    x_HWC = picture(COMPARED_PX)
+    one_BCHW = tensor(x_HWC, 1)  # alone, so that the published code draws for each picture too
+    ours = [measures(degrade(x_HWC, to_lq(99, position, COMPARED_PX)), x_HWC) for position in range(count)]
+    theirs = [measures(published.apply(one_BCHW, published.draw(1))[0].permute(1, 2, 0).numpy(), x_HWC) for _ in range(count)]
+    found = {}
+    for name, a, b in zip(("psnr", "mean", "contrast", "step"), np.transpose(ours), np.transpose(theirs), strict=True):
+        at = np.sort(np.concatenate([a, b]))
+        gap = np.abs(np.searchsorted(np.sort(a), at, "right") - np.searchsorted(np.sort(b), at, "right")).max() / count
+        found[name] = {"distance": round(float(gap), 3), "ours": round(mean(a), 2), "published": round(mean(b), 2)}
+    return {"pictures": count, "size_px": COMPARED_PX, "critical_1_percent": round(1.63 * (2 / count) ** 0.5, 3), **found}
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, nargs="+", default=[128, 512], help="sides of the pictures, in pixels")
-    parser.add_argument("--pictures", type=int, default=60)
-    parser.add_argument("--threads", type=int, default=1, help="of OpenCV, torch and numpy")
+    parser.add_argument("--size", type=int, default=512, help="side of the ground truth, in pixels")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--batches", type=int, default=12, help="batches of four in a round")
+    parser.add_argument("--compare", type=int, default=300, help="pictures of each side whose distributions are compared")
     args = parser.parse_args(argv)
-    os.environ.setdefault("OMP_NUM_THREADS", str(args.threads))
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     sys.path.insert(0, str(ROOT))
     import cv2
     import torch
 
-    cv2.setNumThreads(args.threads)
-    torch.set_num_threads(args.threads)
-    result: dict[str, object] = {"benchmark": "degradation", "preset": "real_esrgan", "peer": "plain OpenCV + numpy, same steps"}
-    result |= {f"{size}px": measure(size, args.pictures) for size in args.size}
-    result |= {"threads_opencv": cv2.getNumThreads(), "threads_torch": torch.get_num_threads(), "threads_numpy": 1, "cores": os.cpu_count()}
-    result |= {"opencv": cv2.__version__, "numpy": np.__version__, "torch": torch.__version__, "machine": platform.machine()}
+    from benchmarks.peers import published as peer
+
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    published = peer.Published(0) if peer.is_installed() else None
+    result: dict[str, object] = {"benchmark": "degradation", "preset": "real_esrgan", "size_px": args.size, "lq_px": args.size // 4}
+    result |= summary(rates(args.size, args.rounds, args.batches, published))
+    result |= {"sharpening_ms": sharpening_ms(args.size, 5, published), "ours_by_step_ms": parts_ms(args.size, 60)}
+    result |= {"distributions": distances(args.compare, published)} if published else {}
+    result |= {"rounds": args.rounds, "pictures_a_round": args.batches * BATCH, "threads": 1, "machine": platform.machine()}
+    result |= {"opencv": cv2.__version__, "numpy": np.__version__, "torch": torch.__version__}
     print(json.dumps(result))
     return 0
 

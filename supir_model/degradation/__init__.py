@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from supir_model.degradation.draws import draw
-from supir_model.degradation.operations import degrade
+from supir_model.degradation.operations import degrade, from_levels
 from supir_model.degradation.presets import PRESETS, TABLE1
 from supir_model.degradation.steps import DegradationParams
 
@@ -52,5 +52,5 @@ def apply(
 
 def apply_rgb(rgb_HWC: np.ndarray, params: DegradationParams) -> np.ndarray:
     """One picture as uint8 HWC -> its LQ as uint8 HWC; nothing is lost, the LQ lies on 8-bit levels."""
-    lq_HWC = degrade(rgb_HWC.astype(np.float32) / np.float32(255.0), params)
+    lq_HWC = degrade(from_levels(rgb_HWC), params)
     return np.rint(lq_HWC * 255.0).astype(np.uint8)

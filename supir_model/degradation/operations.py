@@ -11,7 +11,7 @@ from math import ceil, log2
 import cv2
 import numpy as np
 
-from supir_model.degradation.kernels import is_separable, kernel, line
+from supir_model.degradation.kernels import is_separable, kernel, line, trimmed
 from supir_model.degradation.steps import (
     Blur,
     DegradationParams,
@@ -30,6 +30,9 @@ INTERPOLATION = {"area": cv2.INTER_AREA, "bilinear": cv2.INTER_LINEAR, "bicubic"
 BORDER = cv2.BORDER_REFLECT_101  # torch calls it "reflect"
 GREY_WEIGHTS = np.array([0.2989, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
 FULL_SCALE = np.float32(255.0)
+LEVEL_VALUES = np.arange(256, dtype=np.float32) / FULL_SCALE
+DIRECT_TAPS = 130  # up to here OpenCV's filter2D sums products; above it goes through a Fourier transform
+BANDED_PX = 17  # measured: up to this side, sums of products band by band take less than the Fourier transform
 
 
 def degrade(x_HWC: np.ndarray, params: DegradationParams) -> np.ndarray:
@@ -44,8 +47,26 @@ def degrade(x_HWC: np.ndarray, params: DegradationParams) -> np.ndarray:
 
 def blur(x_HWC: np.ndarray, step: Blur | Sinc, _: DegradationParams) -> np.ndarray:
     if isinstance(step, Blur) and is_separable(step):
-        return cv2.sepFilter2D(x_HWC, -1, line(step.sigma_x, step.size_px), line(step.sigma_y, step.size_px), borderType=BORDER)
-    return cv2.filter2D(x_HWC, -1, kernel(step), borderType=BORDER)
+        across, down = (trimmed(line(sigma, step.size_px)) for sigma in (step.sigma_x, step.sigma_y))
+        return cv2.sepFilter2D(x_HWC, -1, across, down, borderType=BORDER)
+    return _correlate(x_HWC, trimmed(kernel(step)))
+
+
+def _correlate(x_HWC: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """With an odd square of weights; of a middle size in bands of its rows, which are summed."""
+    side = len(weights)
+    if side**2 <= DIRECT_TAPS or side > BANDED_PX:
+        return cv2.filter2D(x_HWC, -1, weights, borderType=BORDER)
+    half, height, width = side // 2, x_HWC.shape[0], x_HWC.shape[1]
+    padded = cv2.copyMakeBorder(x_HWC, half, half, half, half, BORDER)
+    total: np.ndarray | None = None
+    for first in range(0, side, DIRECT_TAPS // side):
+        band = np.ascontiguousarray(weights[first : first + DIRECT_TAPS // side])
+        above = len(band) // 2  # the rows over the anchor, of which the first result needs no border
+        part = cv2.filter2D(padded[first : first + height + len(band) - 1], -1, band)[above : above + height]
+        total = part if total is None else cv2.add(total, part, dst=total)
+    assert total is not None, f"a kernel of {side} px has no band"
+    return np.ascontiguousarray(total[:, half : half + width])
 
 
 def resize(x_HWC: np.ndarray, step: Resize, _: DegradationParams) -> np.ndarray:
@@ -68,20 +89,27 @@ def _antialiased(x_HWC: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def gaussian(x_HWC: np.ndarray, step: Gaussian, params: DegradationParams) -> np.ndarray:
     rng = stream(params.seed, step.purpose, params.position)
-    noise = standard_normal(rng, (*x_HWC.shape[:2], 1 if step.grey else 3))
-    return np.clip(x_HWC + noise * np.float32(step.sigma / 255.0), 0.0, 1.0)
+    noise = standard_normal(rng, (*x_HWC.shape[:2], 1 if step.grey else 3), scale=step.sigma / 255.0)
+    return _added(x_HWC, noise)
 
 
 def poisson(x_HWC: np.ndarray, step: Poisson, params: DegradationParams) -> np.ndarray:
     """x + scale (Poisson(x q) / q - x) on the 8-bit levels of x; q = 2^ceil(log2(number of levels that occur))."""
     rng = stream(params.seed, step.purpose, params.position)
-    source = x_HWC @ GREY_WEIGHTS[:, None] if step.grey else x_HWC
-    levels = np.clip(np.rint(source * FULL_SCALE), 0, 255).astype(np.uint8)
-    occurring = int(np.count_nonzero(np.bincount(levels.ravel(), minlength=256)))
+    levels = _levels(cv2.transform(x_HWC, GREY_WEIGHTS[None])[..., None] if step.grey else x_HWC)
+    occurring = int(np.count_nonzero(cv2.calcHist([levels.reshape(len(levels), -1)], [0], None, [256], [0, 256])))
     quanta = 2 ** ceil(log2(occurring))
-    shot = poisson_of_levels(rng, levels, quanta)
-    noise = shot * np.float32(1.0 / quanta) - levels * np.float32(1.0 / 255.0)
-    return np.asarray(np.clip(x_HWC + noise * np.float32(step.scale), 0.0, 1.0))
+    noise = poisson_of_levels(rng, levels, quanta)
+    noise *= np.float32(step.scale / quanta)
+    noise -= cv2.LUT(levels, LEVEL_VALUES * np.float32(step.scale)).reshape(noise.shape)
+    return _added(x_HWC, noise)
+
+
+def _added(x_HWC: np.ndarray, noise_HWC: np.ndarray) -> np.ndarray:
+    """Their sum in [0, 1]; noise of one channel is added to all three."""
+    noisy: np.ndarray = x_HWC + noise_HWC
+    np.clip(noisy, 0.0, 1.0, out=noisy)
+    return noisy
 
 
 def jpeg(x_HWC: np.ndarray, step: Jpeg, _: DegradationParams) -> np.ndarray:
@@ -89,32 +117,38 @@ def jpeg(x_HWC: np.ndarray, step: Jpeg, _: DegradationParams) -> np.ndarray:
     bgr = cv2.cvtColor(_levels(x_HWC), cv2.COLOR_RGB2BGR)
     done, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, step.quality])
     assert done, f"OpenCV did not encode a picture of shape {bgr.shape} at quality {step.quality}"
-    back = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    back = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
     assert back is not None, "OpenCV did not decode the JPEG that it had just made"
-    return _from_levels(cv2.cvtColor(back, cv2.COLOR_BGR2RGB))
+    return from_levels(back)
 
 
 def sharpen(x_HWC: np.ndarray, step: Sharpen, _: DegradationParams) -> np.ndarray:
-    """Unsharp mask where the residual exceeds the threshold, with a softened mask."""
+    """Unsharp mask where the residual exceeds the threshold, with a softened mask: x + soft (clip(x + w residual) - x)."""
     size_px = 2 * (step.radius_px // 2) + 1
     profile = line(0.3 * ((size_px - 1) * 0.5 - 1) + 0.8, size_px)  # OpenCV's sigma for a kernel of that size
     residual = x_HWC - cv2.sepFilter2D(x_HWC, -1, profile, profile, borderType=BORDER)
-    mask = (np.abs(residual) * FULL_SCALE > step.threshold).astype(np.float32)
-    soft = cv2.sepFilter2D(mask, -1, profile, profile, borderType=BORDER)
-    sharp = np.clip(x_HWC + np.float32(step.weight) * residual, 0.0, 1.0)
-    return np.asarray(soft * sharp + (1.0 - soft) * x_HWC)
+    mask = (np.abs(residual) > np.float32(step.threshold / 255.0)).astype(np.float32)
+    soft: np.ndarray = cv2.sepFilter2D(mask, -1, profile, profile, borderType=BORDER)
+    change: np.ndarray = x_HWC + np.float32(step.weight) * residual
+    np.clip(change, 0.0, 1.0, out=change)
+    change -= x_HWC
+    change *= soft
+    change += x_HWC
+    return change
 
 
 def round_levels(x_HWC: np.ndarray, _step: Round, _: DegradationParams) -> np.ndarray:
-    return _from_levels(_levels(x_HWC))
+    return from_levels(_levels(x_HWC))
 
 
 def _levels(x_HWC: np.ndarray) -> np.ndarray:
-    return np.clip(np.rint(x_HWC * FULL_SCALE), 0, 255).astype(np.uint8)
+    """uint8, rounded to the nearest (half to even) and clipped; keeps the shape."""
+    return np.asarray(cv2.convertScaleAbs(np.maximum(x_HWC, 0.0), alpha=255.0)).reshape(x_HWC.shape)
 
 
-def _from_levels(rgb_HWC: np.ndarray) -> np.ndarray:
-    return rgb_HWC.astype(np.float32) / FULL_SCALE
+def from_levels(rgb_HWC: np.ndarray) -> np.ndarray:
+    """uint8 -> float32 in [0, 1]."""
+    return np.asarray(cv2.LUT(rgb_HWC, LEVEL_VALUES)).reshape(rgb_HWC.shape)
 
 
 OPERATIONS: dict[type[Step], Callable[..., np.ndarray]] = {

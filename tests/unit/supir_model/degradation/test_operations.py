@@ -45,6 +45,9 @@ KERNELS = {
     "generalised": bump(beta=0.5),
     "plateau": bump(family="plateau", beta=2.0),
     "sinc": Sinc(size_px=15, cutoff=1.3),
+    "sinc of 13": Sinc(size_px=13, cutoff=1.3),
+    "sinc of 17": Sinc(size_px=17, cutoff=1.3),
+    "mostly margin": bump(size_px=21, sigma_x=0.7, sigma_y=0.3),
 }
 
 
