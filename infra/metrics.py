@@ -15,6 +15,9 @@ class Metric(StrEnum):
     LOSS = "loss"  # what the step minimises, mean of the global batch
     IMAGE = "image"  # stage 1: squared distance of the decoded images
     LATENT = "latent"  # stage 1: squared distance of the latents
+    KL = "kl"  # stage 1, where it is a term: nats a number of the latent
+    PERCEPTUAL = "perceptual"  # stage 1, where it is a term
+    ERROR = "error"  # stage 2 with min-SNR: the squared error without weights
     DECODED_MEAN = "decoded_mean"
     DECODED_VARIANCE = "decoded_variance"
     TARGET_MEAN = "target_mean"
@@ -39,6 +42,7 @@ class Metric(StrEnum):
     VALIDATION_LOSS_T687 = "validation/loss/t687"
     VALIDATION_LOSS_T812 = "validation/loss/t812"
     VALIDATION_LOSS_T937 = "validation/loss/t937"
+    VALIDATION_PSNR_RESTORED = "validation/psnr_restored"  # stage 2: fixed pictures restored, against the original, dB
     VALIDATION_PSNR_STAGE1 = "validation/psnr_stage1"  # stage 1: D(E_dr(x_lq)) against the original, dB
     VALIDATION_PSNR_ORIGINAL_ENCODER = "validation/psnr_original_encoder"
     VALIDATION_PSNR_DEGRADED = "validation/psnr_degraded"
@@ -46,4 +50,4 @@ class Metric(StrEnum):
     @property
     def higher_is_better(self) -> bool:
         """Which way a comparison reads it."""
-        return self in (Metric.VALIDATION_PSNR_STAGE1, Metric.IMAGES_PER_S)
+        return self in (Metric.VALIDATION_PSNR_STAGE1, Metric.VALIDATION_PSNR_RESTORED, Metric.IMAGES_PER_S)

@@ -22,8 +22,9 @@ from supir_model import images
 from training import sequence
 from training.recipes import QUALITY_WORDS, BatchOptions
 from training.record import Tables
+from training.size_condition import SizeIds, size_ids
+from training.timesteps import timestep
 
-TIMESTEPS = 1000  # SDXL's schedule
 FIXED_POSITION = 2**48  # validation draws its degradations far behind the last position of any training
 MAX_FIXED_SHARDS = 8  # choice: where validation pictures are looked for
 T = TypeVar("T")
@@ -41,6 +42,7 @@ class Sample:
     prompt: str
     timestep: int
     noise_seed: int
+    size_ids: SizeIds | None = None  # where the recipe says `true_sizes`
 
 
 class Recent(Generic[T]):
@@ -136,7 +138,8 @@ class SourceReader:
     def _ids(self, shard: int) -> tuple[str, ...]:
         """Ids of a shard's rows that may be trained on, in the shard's order."""
         if shard not in self._usable:
-            self._usable[shard] = tuple(image_id for image_id in self.accepted(shard) if not self._held_out(image_id))
+            ids = (image_id for image_id in self.accepted(shard) if not self._held_out(image_id))
+            self._usable[shard] = tuple(image_id for image_id in ids if sequence.uniform(0, "fraction", image_id) < self._options.fraction)
         return self._usable[shard]
 
     def accepted(self, shard: int) -> list[str]:
@@ -205,8 +208,9 @@ class Batches:
             gt_HWC=gt_HWC,
             lq_HWC=degradation.apply_rgb(gt_HWC, drawn),
             prompt=self._prompt(row["caption"], reader, position),
-            timestep=int(sequence.uniform(seed, "timestep", position) * TIMESTEPS),
+            timestep=timestep(options.timestep, sequence.uniform(seed, "timestep", position)),
             noise_seed=sequence.key(seed, "noise", position) >> 1,
+            size_ids=self._size_ids(row, position) if options.true_sizes else None,
         )
 
     def ground_truth(self, position: int) -> tuple[SourceReader, dict[str, Any], np.ndarray[Any, Any]]:
@@ -245,9 +249,16 @@ class Batches:
 
     def _crop(self, row: dict[str, Any], position: int) -> np.ndarray[Any, Any]:
         rgb_HWC = self._decoded.get(row["image_id"], lambda: self._decode(row), lambda image: image.nbytes)
-        draw = [sequence.uniform(self._seed, purpose, position) for purpose in ("crop top", "crop left", "flip")]
-        rgb_HWC = images.crop(rgb_HWC, self._options.crop_px, u_y=draw[0], u_x=draw[1])
-        return images.mirror(rgb_HWC) if self._options.flip and draw[2] < 0.5 else rgb_HWC
+        u_y, u_x, mirrored = self._crop_draws(position)
+        rgb_HWC = images.crop(rgb_HWC, self._options.crop_px, u_y=u_y, u_x=u_x)
+        return images.mirror(rgb_HWC) if mirrored else rgb_HWC
+
+    def _crop_draws(self, position: int) -> tuple[float, float, bool]:
+        u_y, u_x, flip = (sequence.uniform(self._seed, purpose, position) for purpose in ("crop top", "crop left", "flip"))
+        return u_y, u_x, self._options.flip and flip < 0.5
+
+    def _size_ids(self, row: dict[str, Any], position: int) -> SizeIds:
+        return size_ids(row["bytes"], self._options.short_side_px, self._options.crop_px, *self._crop_draws(position))
 
     def _decode(self, row: dict[str, Any]) -> np.ndarray[Any, Any]:
         try:

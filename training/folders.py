@@ -37,3 +37,13 @@ def local_folder(url: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(store.read(entry.key))
     return folder
+
+
+@cache
+def local_file(url: str) -> Path:
+    """The file itself if it is local, else a copy of it, fetched once per process. ValueError if there is nothing."""
+    folder, _, name = find(url).rpartition("/")
+    path = local_folder(folder) / name
+    if not path.is_file():
+        raise ValueError(f"file {url} does not exist: give another address")
+    return path

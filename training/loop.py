@@ -25,9 +25,10 @@ from infra.outbox import Point
 from infra.storage import Store
 from infra.tracking import Tracker
 from training import checkpoint, dump, interruption, sequence
-from training.batches import TIMESTEPS, Sample, prefetch
+from training.batches import Sample, prefetch
 from training.engines import WEIGHTS, Engine, Micro
 from training.recipes import Arithmetic, OptimizerOptions, RunConfig
+from training.timesteps import TIMESTEPS
 
 QUARTERS = 4  # the loss is logged by quarter of the timesteps too: the mean over all hides what happens at either end
 PROGRESS_EVERY_S = 5.0  # choice: often enough to see that it moves

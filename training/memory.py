@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from supir_model.presets import NetworkPreset, get_network
-from training.recipes import AdaptorConfig, Arithmetic, EncoderConfig, RunConfig
+from training.recipes import AdaptorConfig, Arithmetic, ComputeOptions, EncoderConfig, RunConfig
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +27,7 @@ def estimate(config: RunConfig, cut: Arithmetic) -> dict[str, float]:
     sdxl_schedule()  # made once per process, so not here inside
     with FakeTensorMode(allow_non_fake_inputs=True):
         step, frozen, batch = build_fake_step(config, preset, cut.micro_batch)
-        kept = activations(step, batch)
+        kept = recomputed_activations(step, batch) if config.compute.activation_checkpointing else activations(step, batch)
     trained = sum(p.numel() for p in step.parameters() if p.requires_grad)
     sharded = config.engine.kind == "zero"
     share = cut.world if sharded else 1
@@ -68,13 +68,31 @@ def activations(step: torch.nn.Module, batch: dict[str, Any]) -> float:
     return float(sum(tensor.untyped_storage().nbytes() for tensor in kept.values()))
 
 
+def recomputed_activations(step: torch.nn.Module, batch: dict[str, Any]) -> float:
+    """Bytes that are alive at once, at the most, in a forward and backward pass that recomputes: weights and their gradients left out.
+
+    What recomputation keeps is held by closures, which no hook sees, so every storage is followed from its birth to its death.
+    """
+    from training.liveness import Alive
+
+    for p in step.parameters():
+        if p.requires_grad:
+            p.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))  # counted apart
+    with Alive() as alive:
+        loss, _ = step(batch)
+        loss.backward()
+    return float(alive.most)
+
+
 def build_fake_step(config: RunConfig, preset: NetworkPreset, batch: int) -> tuple[torch.nn.Module, int, dict[str, Any]]:
     """The step module with its networks, the number of frozen parameters, and a batch; under FakeTensorMode they take no memory."""
     import torch
 
     from supir_model.network import SupirAdaptor
+    from training.computing import prepare
     from training.step import AdaptorStep, EncoderStep
 
+    recompute = ComputeOptions(activation_checkpointing=config.compute.activation_checkpointing)
     half = config.precision == "bf16"
     dtype = torch.bfloat16 if half else torch.float32
     vae = _frozen(preset.build_vae(), dtype)
@@ -83,6 +101,7 @@ def build_fake_step(config: RunConfig, preset: NetworkPreset, batch: int) -> tup
     pair: dict[str, Any] = {"x_gt_BCHW": x_BCHW, "x_lq_BCHW": x_BCHW}
     if isinstance(config, EncoderConfig):
         step = EncoderStep(vae, preset.build_vae().encoder, loss=config.loss, latent_weight=config.latent_weight, bf16=half)
+        prepare(step, recompute)
         return step, _count(vae), pair
     assert isinstance(config, AdaptorConfig), f"no stage for a {type(config).__name__}"
     unet = _frozen(preset.build_unet(), dtype)
@@ -98,6 +117,7 @@ def build_fake_step(config: RunConfig, preset: NetworkPreset, batch: int) -> tup
         conditioning_size_px=config.conditioning_size_px,
         bf16=half,
     )
+    prepare(stage2, recompute)
     noise_BCHW = torch.empty(batch, preset.latent_channels, side, side)
     timestep_B = torch.zeros(batch, dtype=torch.long)
     text_parameters = SDXL_TEXT_PARAMETERS if preset.name.startswith("sdxl") else 0

@@ -13,7 +13,7 @@ from infra.storage import StorageError, open_store
 from training import record, sequence
 from training.batches import in_memory
 from training.folders import find
-from training.recipes import AdaptorConfig, Arithmetic, RunConfig, batch_arithmetic
+from training.recipes import AdaptorConfig, Arithmetic, EncoderConfig, RunConfig, batch_arithmetic
 
 GIB = 2**30
 LANES = (32, 16, 8, 4, 2, 1)
@@ -67,6 +67,11 @@ def _check_sizes(config: RunConfig, vae_factor: int) -> None:
         raise ValueError(f"batch.crop_px is {crop}, expected a multiple of {multiple} (autoencoder {vae_factor}, UNet 4)")
     if side is not None and side < crop:
         raise ValueError(f"batch.short_side_px is {side}, smaller than batch.crop_px ({crop}): raise it, or set it to none")
+    if isinstance(config, EncoderConfig) and config.perceptual_weight and config.perceptual is None:
+        raise ValueError(
+            f"perceptual_weight is {config.perceptual_weight:g} and perceptual is not given: pass --set perceptual=FILE with the weights "
+            "of VGG-16 (supir_model/perceptual.py), or --set perceptual_weight=0"
+        )
     if config.steps < 1:
         raise ValueError(f"steps is {config.steps}, expected 1 or more")
 
@@ -76,8 +81,10 @@ def _missing_weights(config: RunConfig) -> list[str]:
     wanted = [("prior", config.prior, "SDXL base in diffusers' layout, or a folder that training/train_prior.py writes")]
     if isinstance(config, AdaptorConfig) and config.encoder:
         wanted.append(("encoder", config.encoder, "the encoder/ folder that training/train_encoder.py writes"))
+    if isinstance(config, EncoderConfig) and config.perceptual_weight and config.perceptual:
+        wanted.append(("perceptual", config.perceptual, "a .safetensors file of VGG-16 (supir_model/perceptual.py)"))
     return [
-        f"{name}: {url} is not there yet; needed: {what}" for name, url, what in wanted if "://" not in url and not Path(find(url)).is_dir()
+        f"{name}: {url} is not there yet; needed: {what}" for name, url, what in wanted if "://" not in url and not Path(find(url)).exists()
     ]
 
 

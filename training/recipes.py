@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from supir_model.presets import PAPER_PROMPTS, RELEASED_PROMPTS
+from training.timesteps import TimestepOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,13 +31,20 @@ class BatchOptions:
     short_side_px: int | None  # images are resized to this short side before the crop; None: only if smaller than the crop
     lanes: int = 64  # choice: divides into 1, 2, 4 … 64 workers
     window_shards: int = 4  # choice: shards that are shuffled together
-    degradation: str = "real_esrgan"
+    degradation: str = "real_esrgan"  # a preset, or a mixture of several: "real_esrgan=0.7,light_stablesr=0.3"
     flip: bool = True  # choice: photographs have no left and right
     caption_dropout: float = 0.1  # choice: not stated in the paper; 0.1 is usual where guidance is used
     quality_words: Literal["none", "released", "paper"] = "released"  # choice: trained with, because inference appends them (App. A.2)
+    timestep: TimestepOptions = field(default_factory=TimestepOptions)
+    true_sizes: bool = False  # choice: off, one size condition for all (conditioning_size_px); on: each picture's own, as SDXL was trained
+    fraction: float = 1.0  # share of the images that may be drawn, by their ids: a smaller one is part of a larger one (Fig. 12)
     exclude_heldout: bool = True  # photographs that are scored stay out (infra.holdout)
     decode_ahead: int = 4  # choice: batches prepared before they are asked for
     cache_mb: int = 256  # choice: decoded images kept, which makes small corpora free to read
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"batch.fraction is {self.fraction:g}, expected a share of the images above 0 and up to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +69,15 @@ class EngineOptions:
     kind: Literal["plain", "zero"] = "zero"
     zero_stage: Literal[1, 2] = 2
     offload_optimizer: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeOptions:
+    """How a step is computed: memory and layout against time. None of these changes a loss beyond rounding."""
+
+    activation_checkpointing: bool = False  # what blocks hold for the backward pass is computed again there; losses stay bit-equal
+    channels_last: bool = False  # choice: off until a GPU says what it gains; a CPU gains nothing
+    compile: bool = False  # torch.compile of the trained networks and what they run through; minutes at the first step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +106,7 @@ class ValidationOptions:
 
     every_steps: int
     images: int = 4
+    restore_steps: int = 0  # stage 2: sampling steps in which the pictures are restored too; 0: they are not
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +127,7 @@ class RunConfig:
     batch: BatchOptions
     optimizer: OptimizerOptions
     engine: EngineOptions = field(default_factory=EngineOptions)
+    compute: ComputeOptions = field(default_factory=ComputeOptions)
     launch: LaunchOptions = field(default_factory=LaunchOptions)
     checkpoint: CheckpointOptions
     validation: ValidationOptions
@@ -142,8 +161,15 @@ class EncoderConfig(RunConfig):
 
     loss: Literal["frozen_encoder", "paper"] = "frozen_encoder"
     latent_weight: float = 0.05  # choice: distances of latents are some 20 times those of images; so neither drowns the other
+    kl_weight: float = 0.0  # choice: off, for only the mean is read; LDM's autoencoders had 1e-6
+    perceptual_weight: float = 0.0  # choice: off, the paper names no such term
+    perceptual: str | None = None  # .safetensors of VGG-16, perhaps with LPIPS' weights (supir_model/perceptual.py); never fetched
     alarm_mean: float = 0.25  # choice: decoded mean may be this far from the ground truth's, of a range of 2
     alarm_variance: float = 0.25  # choice: decoded variance may fall to this fraction of the ground truth's
+
+    def __post_init__(self) -> None:
+        if min(self.kl_weight, self.perceptual_weight) < 0:
+            raise ValueError(f"kl_weight {self.kl_weight:g} and perceptual_weight {self.perceptual_weight:g} must be 0 (off) or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +177,7 @@ class AdaptorConfig(RunConfig):
     """Stage 2: the adaptor's trunk and connectors, on top of a frozen prior and a frozen stage-1 encoder (a folder)."""
 
     encoder: str | None
+    gt_latent: Literal["mode", "sample"] = "mode"  # choice: SDXL's posterior is so narrow that a sample adds a draw and no information
     conditioning_size_px: int = 1024  # choice: the size condition that the released inference always sets; the paper names none
     min_snr_gamma: float = 0.0  # choice: off, as the paper weights nothing; 5 is its authors' (Hang et al. 2023)
 
@@ -239,7 +266,7 @@ def adaptor_tiny() -> AdaptorConfig:
         batch=_tiny_batch(),
         optimizer=OptimizerOptions(lr=5e-4, warmup_steps=10, lr_end_fraction=0.1),  # choice: a small network, few steps
         checkpoint=CheckpointOptions(every_steps=30),
-        validation=ValidationOptions(every_steps=60),
+        validation=ValidationOptions(every_steps=60, restore_steps=4),
     )
 
 
@@ -261,7 +288,7 @@ def adaptor_paper() -> AdaptorConfig:
         optimizer=OptimizerOptions(lr=1e-5, warmup_steps=500, ema_half_life_images=500_000),  # Sec. 4.1: lr; the rest choices
         launch=_paper_launch(),
         checkpoint=CheckpointOptions(every_steps=500, keep=3),
-        validation=ValidationOptions(every_steps=500, images=16),
+        validation=ValidationOptions(every_steps=500, images=16, restore_steps=20),
     )
 
 
@@ -279,6 +306,22 @@ def adaptor_no_captions() -> AdaptorConfig:
     """The adaptor without text: every caption is dropped; negatives keep theirs."""
     paper = adaptor_paper()
     return replace(paper, batch=replace(paper.batch, caption_dropout=1.0), output="s3://runs/adaptor-no-captions")
+
+
+def adaptor_data_85k() -> AdaptorConfig:
+    """Fig. 12: as many images as LSDIR has, 85 K of the corpus's 20 M (the paper trained on LSDIR itself)."""
+    return _on_part_of_the_data(85_000, "85k")
+
+
+def adaptor_data_800() -> AdaptorConfig:
+    """Fig. 12: as many images as DIV2K has, 800 of the corpus's 20 M (the paper trained on DIV2K itself)."""
+    return _on_part_of_the_data(800, "800")
+
+
+def _on_part_of_the_data(images: int, name: str) -> AdaptorConfig:
+    paper = adaptor_paper()
+    batch = replace(paper.batch, fraction=images / 20_000_000)  # Sec. 3.2: 20 million
+    return replace(paper, batch=batch, output=f"s3://runs/adaptor-data-{name}")
 
 
 def _tiny_batch() -> BatchOptions:
@@ -302,4 +345,6 @@ ADAPTOR_RECIPES: dict[str, Callable[[], AdaptorConfig]] = {
     "zero_conv": adaptor_zero_conv,
     "no_negatives": adaptor_no_negatives,
     "no_captions": adaptor_no_captions,
+    "data_85k": adaptor_data_85k,
+    "data_800": adaptor_data_800,
 }

@@ -22,12 +22,12 @@ BLOCK_TURNS = 1000  # choice: the mixture is exact in every 1000 draws of a lane
 MASK64 = 2**64 - 1
 
 
-def key(seed: int, purpose: str, *numbers: int) -> int:
-    """64 bits that depend on the seed, on what they are for, and on any numbers that name the place."""
+def key(seed: int, purpose: str, *numbers: int | str) -> int:
+    """64 bits that depend on the seed, on what they are for, and on any numbers or names of the place."""
     return int.from_bytes(blake2b(repr((seed, purpose, *numbers)).encode(), digest_size=8).digest())
 
 
-def uniform(seed: int, purpose: str, *numbers: int) -> float:
+def uniform(seed: int, purpose: str, *numbers: int | str) -> float:
     """One draw of [0, 1), with 53 bits."""
     return (key(seed, purpose, *numbers) >> 11) * 2.0**-53
 

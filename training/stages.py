@@ -17,12 +17,16 @@ from supir_model.network import SupirAdaptor
 from supir_model.presets import get_network
 from supir_model.prior import load_components
 from supir_model.text import encode_prompts
-from supir_model.weights import adaptor_files, encoder_files, load_encoder
-from training.batches import TIMESTEPS, Sample
-from training.folders import local_folder
+from supir_model.weights import Restorer, adaptor_files, encoder_files, load_encoder
+from training.batches import Sample
+from training.computing import prepare
+from training.folders import local_file, local_folder
 from training.loop import Validation
 from training.recipes import AdaptorConfig, EncoderConfig, RunConfig
+from training.restored import Restoration
+from training.sequence import key
 from training.step import AdaptorStep, EncoderStep
+from training.timesteps import TIMESTEPS
 
 FIXED_TIMESTEPS = [TIMESTEPS // 16 + i * TIMESTEPS // 8 for i in range(8)]  # choice: the middle of each eighth
 Picture = np.ndarray[Any, Any]
@@ -101,36 +105,48 @@ class AdaptorStage:
     step: AdaptorStep
     fixed: list[Sample]
     device: torch.device
-    vae_factor: int
+    restoration: Restoration
     name: str = "adaptor"
 
     def collate(self, samples: list[Sample]) -> dict[str, Any]:
         """What the step reads; each sample's noise comes from its own generator, on the CPU."""
-        return {
+        batch = {
             **pictures(samples, self.device),
             "prompts": [sample.prompt for sample in samples],
             "timestep_B": torch.tensor([sample.timestep for sample in samples], device=self.device),
-            "noise_BCHW": torch.stack([self._noise(sample) for sample in samples]).to(self.device),
+            "noise_BCHW": self._noise([sample.noise_seed for sample in samples]),
         }
+        if self.config.gt_latent == "sample":
+            batch["posterior_noise_BCHW"] = self._noise([key(self.config.seed, "posterior", s.position) >> 1 for s in samples])
+        if self.config.batch.true_sizes and all(sample.size_ids for sample in samples):
+            batch["time_ids_B6"] = torch.tensor([sample.size_ids for sample in samples], dtype=torch.float32, device=self.device)
+        return batch
 
-    def _noise(self, sample: Sample) -> Tensor:
-        side = self.config.batch.crop_px // self.vae_factor
-        channels = get_network(self.config.network).latent_channels
-        return torch.randn((channels, side, side), generator=torch.Generator().manual_seed(sample.noise_seed))
+    def _noise(self, seeds: list[int]) -> Tensor:
+        network = get_network(self.config.network)
+        side = self.config.batch.crop_px // network.vae_factor
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return torch.stack([torch.randn((network.latent_channels, side, side), generator=g) for g in generators]).to(self.device)
 
     @cached_property
     def _fixed_batch(self) -> dict[str, Any]:
         return self.collate(self.fixed)
 
     def validate(self) -> Validation:
-        """The loss at eight fixed timesteps with fixed noise, on fixed pictures."""
+        """On fixed pictures: the loss at eight fixed timesteps with fixed noise, and the pictures restored."""
         if not self.fixed:
             return Validation(metrics={})
         losses = {}
         for timestep in FIXED_TIMESTEPS:
             batch = {**self._fixed_batch, "timestep_B": torch.full((len(self.fixed),), timestep, device=self.device)}
             losses[f"validation/loss/t{timestep:03d}"] = float(self.step(batch)[0])
-        return Validation(metrics={"validation/loss": sum(losses.values()) / len(losses), **losses})
+        metrics = {"validation/loss": sum(losses.values()) / len(losses), **losses}
+        if not self.config.validation.restore_steps:
+            return Validation(metrics=metrics)
+        gt_BHWC, lq_BHWC = np.stack([s.gt_HWC for s in self.fixed]), np.stack([s.lq_HWC for s in self.fixed])
+        restored_BHWC = self.restoration.restored(self.fixed)
+        metrics["validation/psnr_restored"] = psnr_dB(restored_BHWC, gt_BHWC)
+        return Validation(metrics=metrics, pictures={"degraded_restored_original": sheet(lq_BHWC, restored_BHWC, gt_BHWC)})
 
     def alarms(self, metrics: dict[str, float]) -> list[str]:
         """Predicting no noise at all has the loss 1; well above it the network is being destroyed."""
@@ -154,8 +170,26 @@ def build_encoder_stage(config: EncoderConfig, fixed: list[Sample], device: torc
     """Stage 1 from the prior's autoencoder."""
     vae = _components(config, device).vae
     encoder = copy_encoder(vae).float()
-    step = EncoderStep(vae, encoder, loss=config.loss, latent_weight=config.latent_weight, bf16=config.precision == "bf16")
-    return EncoderStage(config=config, step=step.to(device), fixed=fixed, device=device)
+    step = EncoderStep(
+        vae,
+        encoder,
+        loss=config.loss,
+        latent_weight=config.latent_weight,
+        bf16=config.precision == "bf16",
+        kl_weight=config.kl_weight,
+        perceptual_weight=config.perceptual_weight,
+        perceptual=_perceptual(config, device),
+    ).to(device)
+    prepare(step, config.compute)
+    return EncoderStage(config=config, step=step, fixed=fixed, device=device)
+
+
+def _perceptual(config: EncoderConfig, device: torch.device) -> torch.nn.Module | None:
+    if not config.perceptual_weight or config.perceptual is None:
+        return None
+    from supir_model.perceptual import load_perceptual
+
+    return load_perceptual(local_file(config.perceptual)).to(device)
 
 
 def build_adaptor_stage(config: AdaptorConfig, fixed: list[Sample], device: torch.device) -> AdaptorStage:
@@ -178,8 +212,11 @@ def build_adaptor_stage(config: AdaptorConfig, fixed: list[Sample], device: torc
         conditioning_size_px=config.conditioning_size_px,
         bf16=config.precision == "bf16",
         min_snr_gamma=config.min_snr_gamma,
-    )
-    return AdaptorStage(config=config, step=step.to(device), fixed=fixed, device=device, vae_factor=preset.vae_factor)
+    ).to(device)
+    prepare(step, config.compute)
+    restorer = Restorer(components=components, encoder=encoder, adaptor=adaptor)
+    restoration = Restoration(restorer=restorer, config=config)
+    return AdaptorStage(config=config, step=step, fixed=fixed, device=device, restoration=restoration)
 
 
 def _components(config: RunConfig, device: torch.device) -> Any:

@@ -40,11 +40,14 @@ def run_worker(job: Job, place: Place, say: Say) -> None:
     import torch
 
     from training import checks
+    from training.computing import check_compiler
     from training.stages import build_stage
 
     config, store = job.config, open_store(job.config.output)
     checks.check_device(config, place)
     checks.check_group(place)
+    if config.compute.compile:
+        check_compiler(place.device)
     checks.check_storage(store, place)
     if place.device.type == "cpu":
         torch.set_num_threads(config.launch.threads)

@@ -47,7 +47,11 @@ def deepspeed_config(
 
 
 class ZeroEngine:
-    """DeepSpeed stage 1 or 2 over the default process group (one is made for a single process where there is none)."""
+    """DeepSpeed stage 1 or 2 over the default process group (one is made for a single process where there is none).
+
+    Stage 3 trains and gives its state, and a test holds that; recipes do not offer it. It would shard the weights themselves, so that no
+    worker alone could validate or export, and what is large beside the moments, the frozen networks, is in no shard.
+    """
 
     def __init__(
         self,
@@ -73,6 +77,8 @@ class ZeroEngine:
             dist_init_required=False,
         )
         half_life = optimizer.ema_half_life_images
+        self._whole = options.zero_stage < 3
+        assert self._whole or not half_life, "stage 3 keeps no moving average"
         self._decay = ema_decay(half_life, global_batch) if half_life else None
         self._ema = [flat.detach().clone() for flat in self._flats] if half_life else []
 
@@ -112,6 +118,8 @@ class ZeroEngine:
                 ema.lerp_(flat, 1 - self._decay)
 
     def gather(self, part: str) -> dict[str, torch.Tensor] | None:
+        if not self._whole:
+            return self._gather_shards(part)
         gathered: dict[str, torch.Tensor] = {}
         sources = self._sources(part)
         for name, p in self._named.items():
@@ -121,6 +129,17 @@ class ZeroEngine:
             dist.reduce(full, dst=0)  # exactly one worker holds each element, the others add zero
             if dist.get_rank() == 0:
                 gathered[name] = full.reshape(p.shape).cpu()
+        return gathered if dist.get_rank() == 0 else None
+
+    def _gather_shards(self, part: str) -> dict[str, torch.Tensor] | None:
+        """Of stage 3, where a parameter is in pieces on all workers."""
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        def full(p: torch.nn.Parameter) -> torch.Tensor:
+            tensor: torch.Tensor = safe_get_full_fp32_param(p) if part == WEIGHTS else safe_get_full_optimizer_state(p, part)
+            return tensor.detach().cpu().clone()
+
+        gathered = {name: full(p) for name, p in self._named.items()}  # collective: on every worker
         return gathered if dist.get_rank() == 0 else None
 
     @torch.no_grad()
