@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from supir_model.presets import NetworkPreset, get_network
@@ -17,16 +17,22 @@ SDXL_TEXT = (  # SDXL's two text encoders: CLIP ViT-L/14 and OpenCLIP ViT-bigG/1
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """FLOPs a sample, 2 a multiply-add: what is encoded without gradients, the text, the network forward, and backward."""
+    """FLOPs a sample, 2 a multiply-add: encoding without gradients, the text, the network forward and backward, and what is recomputed."""
 
     encoding: float
     text: float
     forward: float
     backward: float
+    recomputed: float = 0.0
+
+    @property
+    def useful(self) -> float:
+        """Without what is recomputed: what a share of the nominal FLOP/s (MFU) is measured by."""
+        return self.encoding + self.text + self.forward + self.backward
 
     @property
     def total(self) -> float:
-        return self.encoding + self.text + self.forward + self.backward
+        return self.useful + self.recomputed
 
 
 def count(config: RunConfig) -> Work:
@@ -43,8 +49,21 @@ def count(config: RunConfig) -> Work:
         loss: list[Any] = []
         forward = _counted(lambda: loss.append(step(batch)[0]))
         backward = _counted(lambda: loss[0].backward())
+        plain = _backward(without_recomputation(config), preset) if config.compute.activation_checkpointing else backward
         text = _counted(_text) if isinstance(config, AdaptorConfig) and config.network.startswith("sdxl") else 0.0
-    return Work(encoding=encoding, text=text, forward=forward - encoding, backward=backward)
+    return Work(encoding=encoding, text=text, forward=forward - encoding, backward=plain, recomputed=backward - plain)
+
+
+def without_recomputation(config: RunConfig) -> RunConfig:
+    """The same training that keeps its activations."""
+    return replace(config, compute=replace(config.compute, activation_checkpointing=False))
+
+
+def _backward(config: RunConfig, preset: NetworkPreset) -> float:
+    step, _, batch = build_fake_step(config, preset, 1)
+    loss: list[Any] = []
+    _counted(lambda: loss.append(step(batch)[0]))  # by the same kernels as it is counted
+    return _counted(loss[0].backward)
 
 
 def _counted(work: Any) -> float:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from supir_model.presets import NetworkPreset, get_network
-from training.recipes import AdaptorConfig, Arithmetic, ComputeOptions, EncoderConfig, RunConfig
+from training.recipes import AdaptorConfig, Arithmetic, ComputeOptions, EncoderConfig, EngineOptions, RunConfig
 
 if TYPE_CHECKING:
     import torch
@@ -16,26 +18,18 @@ REDUCE_BUCKET = 500_000_000  # DeepSpeed's default: numbers of the buffer in whi
 
 
 def estimate(config: RunConfig, cut: Arithmetic) -> dict[str, float]:
-    """Bytes by part: frozen weights, trained weights, gradients, Adam's moments, DeepSpeed's buckets, moving average, activations."""
-    from diffusers.utils import logging
-    from torch._subclasses.fake_tensor import FakeTensorMode
+    """Bytes by part: frozen weights, trained weights, gradients, Adam's moments, DeepSpeed's buckets, moving average, activations.
 
-    from supir_model.schedule import sdxl_schedule
-
-    logging.get_logger("diffusers.models.modeling_utils").setLevel("ERROR")  # warns of every cast
-    preset, half = get_network(config.network), config.precision == "bf16"
-    sdxl_schedule()  # made once per process, so not here inside
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        step, frozen, batch = build_fake_step(config, preset, cut.micro_batch)
-        kept = recomputed_activations(step, batch) if config.compute.activation_checkpointing else activations(step, batch)
-    trained = sum(p.numel() for p in step.parameters() if p.requires_grad)
+    The optional terms of stage 1 are not counted.
+    """
+    trained, frozen, kept = _networks(replace(config, engine=EngineOptions()), cut.micro_batch)
     sharded = config.engine.kind == "zero"
     share = cut.world if sharded else 1
     gradient_share = cut.world if sharded and config.engine.zero_stage >= 2 else 1
     moments = 0 if config.engine.offload_optimizer else 2 * 4 * trained / share
     master = 4 * trained / share if sharded and not config.engine.offload_optimizer else 0
     return {
-        "frozen": frozen * (2 if half else 4),
+        "frozen": frozen * (2 if config.precision == "bf16" else 4),
         "trained": 4 * trained + master,
         "gradients": 4 * trained / gradient_share,
         "moments": moments,
@@ -43,6 +37,22 @@ def estimate(config: RunConfig, cut: Arithmetic) -> dict[str, float]:
         "average": 4 * trained / share if config.optimizer.ema_half_life_images else 0,
         "activations": kept,
     }
+
+
+@lru_cache(maxsize=16)
+def _networks(config: RunConfig, micro_batch: int) -> tuple[int, int, float]:
+    """Numbers that are trained, numbers that are frozen, bytes of activations."""
+    from diffusers.utils import logging
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from supir_model.schedule import sdxl_schedule
+
+    logging.get_logger("diffusers.models.modeling_utils").setLevel("ERROR")  # warns of every cast
+    sdxl_schedule()  # made once per process, so not here inside
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        step, frozen, batch = build_fake_step(config, get_network(config.network), micro_batch)
+        kept = recomputed_activations(step, batch) if config.compute.activation_checkpointing else activations(step, batch)
+    return sum(p.numel() for p in step.parameters() if p.requires_grad), frozen, kept
 
 
 def peak(parts: dict[str, float], config: RunConfig, cut: Arithmetic) -> float:

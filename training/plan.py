@@ -98,8 +98,10 @@ def training_of(config: PlanConfig) -> RunConfig:
         offload_optimizer=config.offload_optimizer or found.engine.offload_optimizer,
     )
     launch = replace(found.launch, workers=config.gpus)
+    recompute = config.activation_checkpointing or found.compute.activation_checkpointing
+    compute = replace(found.compute, activation_checkpointing=recompute)
     network, steps = config.network or found.network, config.steps or found.steps
-    return replace(found, batch=batch, engine=engine, launch=launch, network=network, steps=steps)
+    return replace(found, batch=batch, engine=engine, compute=compute, launch=launch, network=network, steps=steps)
 
 
 def gpu_of(config: PlanConfig) -> Gpu:
@@ -142,7 +144,7 @@ def plan(config: PlanConfig, training: RunConfig, gpu: Gpu, cut: Arithmetic, par
     yield Line(what="training", value=f"{config.stage}, {training.network}", origin=f"recipe {config.training} of train_{config.stage}")
     passes = f"{cut.micro_batch} x {cut.accumulation} passes x {cut.world} GPUs"
     yield Line(what="batch", value=f"{batch} = {passes}", origin="recipe, cut for the cluster")
-    yield from memory_lines(config, gpu, parts, peak(parts, training, cut))
+    yield from memory_lines(config, training, gpu, parts, peak(parts, training, cut))
     yield from work_lines(work)
     trained = parts["gradients"] * (cut.world if training.engine.kind == "zero" and training.engine.zero_stage >= 2 else 1)
     took = step_time(config, gpu, cut, trained, work)
@@ -150,8 +152,9 @@ def plan(config: PlanConfig, training: RunConfig, gpu: Gpu, cut: Arithmetic, par
     yield from money_lines(config, training, took)
 
 
-def memory_lines(config: PlanConfig, gpu: Gpu, parts: dict[str, float], together: float) -> Iterator[Line]:
+def memory_lines(config: PlanConfig, training: RunConfig, gpu: Gpu, parts: dict[str, float], together: float) -> Iterator[Line]:
     """Bytes of one GPU by part."""
+    recomputed = "counted: the most alive at once, blocks recomputed" if training.compute.activation_checkpointing else ""
     origins = {
         "frozen": "counted: prior, autoencoder, text encoders, in the precision of the run",
         "trained": "counted: fp32, and the engine's share of the master copy",
@@ -159,7 +162,7 @@ def memory_lines(config: PlanConfig, gpu: Gpu, parts: dict[str, float], together
         "moments": "counted: two of AdamW in fp32, this GPU's share",
         "buckets": "DeepSpeed's default: 500 M numbers in fp32",
         "average": "counted: fp32, this GPU's share",
-        "activations": "counted: what one forward pass keeps for the backward pass",
+        "activations": recomputed or "counted: what one forward pass keeps for the backward pass",
     }
     for part, size in parts.items():
         yield Line(what=f"memory: {part}", value=f"{size / GIB:.2f} GiB", origin=origins[part])
@@ -170,7 +173,13 @@ def memory_lines(config: PlanConfig, gpu: Gpu, parts: dict[str, float], together
 
 def work_lines(work: Work) -> Iterator[Line]:
     """TFLOP of one sample."""
-    origins = {"encoding": "both pictures, no gradients", "text": "both text encoders", "forward": "the network", "backward": "the network"}
+    origins = {
+        "encoding": "both pictures, no gradients",
+        "text": "both text encoders",
+        "forward": "the network",
+        "backward": "the network",
+        "recomputed": "blocks once more in the backward pass",
+    }
     for part, what in origins.items():
         if value := getattr(work, part):
             yield Line(what=f"work a sample: {part}", value=f"{value / TERA:.2f} TFLOP", origin=f"counted: {what}")
@@ -184,7 +193,7 @@ def time_lines(config: PlanConfig, training: RunConfig, gpu: Gpu, took: StepTime
     link = f"gradients and weights in fp32 over {link_gb_s(config, gpu):g} GB/s (usual for such nodes), not overlapped"
     yield Line(what="step: exchange", value=f"{took.exchange_s:.2f} s", origin=link)
     images_per_s = training.batch.global_batch / took.total_s
-    reached = work.total * images_per_s / config.gpus / (gpu.bf16_tflop_s * TERA)
+    reached = work.useful * images_per_s / config.gpus / (gpu.bf16_tflop_s * TERA)
     yield Line(what="images a second", value=f"{images_per_s:.0f}", origin=f"batch / step; {reached:.1%} of nominal with the exchange")
     read = images_per_s * config.image_mb
     yield Line(what="reading", value=f"{read:.0f} MB/s", origin=f"images a second x {config.image_mb:g} MB (choice), all GPUs together")
@@ -220,7 +229,9 @@ def what_fits(config: PlanConfig, gpu: Gpu) -> Iterator[str]:
     own = training_of(config).batch.micro_batch
     smaller = [n for n in (8, 4, 2, 1) if n < own]
     tries: list[dict[str, int | bool]] = [{"micro_batch": n} for n in smaller]
+    tries += [{"micro_batch": n, "activation_checkpointing": True} for n in (own, *smaller)]
     tries += [{"micro_batch": n, "offload_optimizer": True} for n in (own, *smaller)]
+    tries += [{"micro_batch": n, "activation_checkpointing": True, "offload_optimizer": True} for n in (own, *smaller)]
     for change in tries:
         changed = replace(config, **change)  # type: ignore[arg-type]
         training = training_of(changed)
@@ -236,7 +247,7 @@ def verdict(left: float, advice: list[str]) -> str:
     """Whether it fits, and what to change."""
     if left >= 0:
         return f"It fits, with {left / GIB:.1f} GiB to spare."
-    cure = f"This would fit: {advice[0]}" if advice else "No smaller micro batch and no offload fits: take a larger GPU, or more of them"
+    cure = f"This would fit: {advice[0]}" if advice else "No smaller micro batch, recomputation or offload fits: take a larger GPU or more"
     return f"It does not fit: {-left / GIB:.1f} GiB too much. {cure}"
 
 

@@ -55,6 +55,7 @@ class PlanConfig:
     micro_batch: int = 0
     zero_stage: int = 0
     offload_optimizer: bool = False
+    activation_checkpointing: bool = False
     gpu: str = "a6000"
     gpus: int = 64
     gpus_per_node: int = 8

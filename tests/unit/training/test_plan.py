@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from supir_model.presets import get_network
+from supir_model.schedule import sdxl_schedule
 from tests.helpers import ROOT, entry_env
 from training import flops, memory, plan
-from training.recipes import Arithmetic, EngineOptions, adaptor_paper, adaptor_tiny, batch_arithmetic, encoder_tiny
+from training.recipes import Arithmetic, ComputeOptions, EngineOptions, adaptor_paper, adaptor_tiny, batch_arithmetic, encoder_tiny
 from training.recipes_plan import GPUS, RECIPES, PlanConfig, Prices, paper_64xa6000, release_64xa6000
 
 TERA = 1e12
@@ -52,6 +53,7 @@ def test_the_counter_counts_what_the_shapes_say() -> None:
     config = adaptor_tiny()
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    sdxl_schedule()  # made once per process: not of fake tensors
     with FakeTensorMode(allow_non_fake_inputs=True):
         step, _, batch = memory.build_fake_step(config, get_network("tiny"), 1)
         expected = by_hand(step, batch)
@@ -97,6 +99,8 @@ from pathlib import Path
 import torch
 from tests.unit.training.test_plan import bench_config
 from training import memory
+from training.computing import prepare
+from training.recipes import ComputeOptions
 from training.step import AdaptorStep
 from supir_model.network import SupirAdaptor
 
@@ -112,6 +116,7 @@ B, crop = cut.micro_batch, config.batch.crop_px
 text = torch.randn(B, 77, net.context_dim), torch.randn(B, net.pooled_dim)
 step = AdaptorStep(unet=net.build_unet(), adaptor=SupirAdaptor(net), vae=net.build_vae(), encoder=net.build_vae().encoder,
                    encode_text=lambda prompts: text, conditioning_size_px=crop, bf16=False)
+prepare(step, ComputeOptions(activation_checkpointing=RECOMPUTE))
 optimizer = torch.optim.AdamW([p for p in step.parameters() if p.requires_grad])
 x, side = torch.randn(B, 3, crop, crop), crop // net.vae_factor
 batch = {"x_gt_BCHW": x, "x_lq_BCHW": x, "prompts": [""] * B, "timestep_B": torch.zeros(B, dtype=torch.long),
@@ -141,16 +146,19 @@ def bench_config() -> tuple[Any, Arithmetic, Any]:
 
 @pytest.mark.integration
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
-def test_memory_is_what_a_real_step_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("recompute", [False, pytest.param(True, marks=pytest.mark.chaos)], ids=["kept", "recomputed"])
+def test_memory_is_what_a_real_step_takes(recompute: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     import supir_model.presets as presets
 
     monkeypatch.setattr(presets, "NETWORKS", presets.NETWORKS)  # restored afterwards
     config, cut, _ = bench_config()
+    config = replace(config, compute=ComputeOptions(activation_checkpointing=recompute))
     expected = memory.peak(memory.estimate(config, cut), config, cut)
     env = entry_env(PYTHONPATH=str(ROOT), MALLOC_MMAP_THRESHOLD_="65536", OMP_NUM_THREADS="1")  # freed tensors go back to the system
-    done = subprocess.run([sys.executable, "-c", REAL_STEP], env=env, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    code = f"RECOMPUTE = {recompute}{REAL_STEP}"
+    done = subprocess.run([sys.executable, "-c", code], env=env, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert expected == pytest.approx(int(done.stdout), rel=0.1)  # reached: 1 %
+    assert expected == pytest.approx(int(done.stdout), rel=0.1)  # reached: 2 % kept, 8 % recomputed
 
 
 # ---- arithmetic
@@ -224,3 +232,29 @@ def test_stage_one_is_counted_too() -> None:
     work = flops.count(encoder_tiny())
     assert work.encoding == work.text == 0
     assert 0 < work.backward < 3 * work.forward
+
+
+def test_recomputation_trades_work_for_memory() -> None:
+    config = encoder_tiny()
+    cut = batch_arithmetic(config.batch, 2)
+    other = replace(config, compute=ComputeOptions(activation_checkpointing=True))
+    kept, recomputed = memory.estimate(config, cut), memory.estimate(other, cut)
+    assert recomputed["activations"] < 0.5 * kept["activations"]
+    assert {k: v for k, v in recomputed.items() if k != "activations"} == {k: v for k, v in kept.items() if k != "activations"}
+    work, more = flops.count(config), flops.count(other)
+    assert more.useful == work.total
+    assert 0.2 * work.forward < more.recomputed < work.forward, "blocks once more; the target's half of the forward pass is not kept"
+
+
+def test_storages_are_followed_from_birth_to_death() -> None:
+    from training.liveness import Alive
+
+    before = torch.ones(1000)
+    with Alive() as alive:
+        a = before * 2  # 4000 bytes
+        b = a.view(10, 100) + 1  # 8000: a view is no storage of its own
+        del a
+        c = b * 3  # the first is gone
+        before.add_(1)
+        del b, c
+    assert alive.most == 8000
