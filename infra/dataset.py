@@ -16,7 +16,7 @@ import io
 import json
 import struct
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import reduce
@@ -108,26 +108,36 @@ def hash_config(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
 
 
-def content_digest(table: pa.Table, volatile: frozenset[str] = VOLATILE) -> str:
+def content_digest(table: pa.Table, volatile: frozenset[str] = VOLATILE, sha256_of: Mapping[str, str] | None = None) -> str:
     """sha256 over the row values, column by column in the order of their names, volatile columns left out.
 
     It does not depend on the file format, on compression, on chunks or on the order of the columns; it does depend on the order of rows.
+    A binary value enters by its own sha256. `sha256_of` (column -> column with the hex digits of its values' sha256) spares hashing the
+    bytes once more; the digest is the same.
     """
     total = hashlib.sha256()
+    known = sha256_of or {}
     for name in sorted(set(table.column_names) - volatile):
-        total.update(f"\n{name}:{_type_name(table.schema.field(name).type)}\n".encode())
         column = table.column(name)
-        # bytes one by one, so that no second copy of a shard's images is held; all else by chunks, which is several times faster
-        if pa.types.is_string(column.type):
+        binary = pa.types.is_binary(column.type)
+        total.update(f"\n{name}:{_type_name(column.type)}{' by sha256' if binary else ''}\n".encode())
+        if binary:
+            values = _hashes(column) if name not in known else table.column(known[name]).to_pylist()
+            total.update(b"".join([_NOTHING if value is None else b"h" + bytes.fromhex(value) for value in values]))
+        elif pa.types.is_string(column.type):  # by chunks, which is several times faster
             for chunk in column.chunks:
                 total.update(b"".join([_NOTHING if value is None else b"s%d:%b" % (len(text := value.encode()), text)
                                        for value in chunk.to_pylist()]))
-            continue
-        values = (value.as_py() for value in column) if pa.types.is_binary(column.type) else \
-            (value for chunk in column.chunks for value in chunk.to_pylist())
-        for value in values:
-            _feed(total, value)
+        else:
+            for chunk in column.chunks:
+                for value in chunk.to_pylist():
+                    _feed(total, value)
     return total.hexdigest()
+
+
+def _hashes(column: pa.ChunkedArray) -> list[str | None]:
+    """sha256 of each value, read where it lies: no second copy of a shard's images is held."""
+    return [hashlib.sha256(value.as_buffer()).hexdigest() if value.is_valid else None for chunk in column.chunks for value in chunk]
 
 
 def _type_name(kind: pa.DataType) -> str:
@@ -219,18 +229,18 @@ class Dataset:
     # writing
 
     def commit(self, *, table: str, version: str, shard: str, key: str, data: pa.Table, outcomes: list[Outcome], ledger: Ledger,
-               inputs: dict[str, str], stage_version: int, timings: dict[str, float] | None = None) -> ShardRef:
-        """Write a shard and commit it, once.
+               inputs: dict[str, str], stage_version: int, timings: dict[str, float] | None = None,
+               sha256_of: Mapping[str, str] | None = None) -> ShardRef:
+        """Write a shard and commit it, once. `sha256_of`: see `content_digest`.
 
         Returns the commit that stands: ours, or that of another writer who was first with the same key; then our files are removed.
         """
         ledger.check()
-        encoded = _encode(data)
         path = unique_name(f"{table}/{shard}", ".parquet")
-        self.store.put(path, encoded)
+        file_sha256 = self._write(path, data)
         outcomes_path = self._put_outcomes(path, outcomes)
         ref = ShardRef(table=table, version=version, shard=shard, key=key, path=path, rows=data.num_rows,
-                       sha256=hashlib.sha256(encoded).hexdigest(), digest=content_digest(data), outcomes_path=outcomes_path,
+                       sha256=file_sha256, digest=content_digest(data, sha256_of=sha256_of), outcomes_path=outcomes_path,
                        ledger=ledger, inputs=inputs, attempt=uuid.uuid4().hex, stage_version=stage_version, timings=timings or {})
         if self.store.create(ref.commit_name, _to_json(asdict(ref))):
             return ref
@@ -291,16 +301,43 @@ class Dataset:
         if not outcomes:
             return None
         name = path.removesuffix(".parquet") + ".outcomes.parquet"
-        self.store.put(name, _encode(pa.Table.from_pylist([asdict(outcome) for outcome in outcomes])))
+        self._write(name, pa.Table.from_pylist([asdict(outcome) for outcome in outcomes]))
         return name
 
+    def _write(self, path: str, table: pa.Table) -> str:
+        """Encode a table straight into the file, with no second copy in memory; returns the sha256 of the file."""
+        with ThreadPoolExecutor(1) as thread:
+            def write(file: BinaryIO) -> str:
+                hashing = _Hashing(file, thread)
+                _encode(table, hashing)
+                return hashing.total.hexdigest()
 
-def _encode(table: pa.Table) -> bytes:
-    sink = io.BytesIO()
-    binary = [f.name for f in table.schema if pa.types.is_binary(f.type)]  # encoded images do not compress again
-    compression = {name: "none" if name in binary else "zstd" for name in table.column_names}
-    pq.write_table(table, sink, compression=compression, row_group_size=ROW_GROUP_ROWS if binary else None)
-    return sink.getvalue()
+            return self.store.write(path, write)
+
+
+class _Hashing(io.RawIOBase):
+    """Hashes what goes into a file beside the writing: both leave Python's lock."""
+
+    def __init__(self, file: BinaryIO, thread: ThreadPoolExecutor) -> None:
+        self.file, self.thread = file, thread
+        self.total = hashlib.sha256()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        hashed = self.thread.submit(self.total.update, data)
+        self.file.write(data)
+        hashed.result()
+        return len(data)
+
+
+def _encode(table: pa.Table, sink: io.RawIOBase) -> None:
+    """As Parquet. Encoded images do not compress, do not repeat, and nobody asks for the least of them: they are stored as they are."""
+    binary = [f.name for f in table.schema if pa.types.is_binary(f.type)]
+    others = [name for name in table.column_names if name not in binary]
+    pq.write_table(table, sink, compression=dict.fromkeys(binary, "none") | dict.fromkeys(others, "zstd"), use_dictionary=others,
+                   write_statistics=others, row_group_size=ROW_GROUP_ROWS if binary else None)
 
 
 def _decode(file: BinaryIO | pa.BufferReader, columns: list[str] | None = None) -> pa.Table:

@@ -18,6 +18,7 @@ from infra.storage import Entry, NotFound, StorageError, join, unique_name
 
 RETRIES = 6  # choice: a restarted S3 server refuses requests for some seconds
 RETRY_FIRST_S = 0.5  # choice: doubles each time, 0.5 .. 8 s, beside s3fs's own two seconds of retries each
+PART_BYTES = 16 * 2**20  # choice: of an upload in parts; S3 takes 10,000 of them, 160 GB
 REFUSED = ("PreconditionFailed", "412")  # the key exists, so a conditional put was not done
 NO_BUCKET = ("NoSuchBucket",)
 DENIED = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "AllAccessDisabled", "403")
@@ -58,6 +59,24 @@ class S3Store:
 
     def put(self, key: str, data: bytes) -> None:
         self._retry(lambda: self._fs.pipe_file(self._path(key), data), key)
+
+    def write(self, key: str, produce: Callable[[BinaryIO], T]) -> T:
+        """As `put`, of what `produce` writes, in parts; `produce` is asked again when the server was away."""
+        return self._retry(lambda: self._write(key, produce), key)
+
+    def _write(self, key: str, produce: Callable[[BinaryIO], T]) -> T:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        file = self._fs.open(self._path(key), "wb", block_size=PART_BYTES)
+        try:
+            told = produce(file)
+        except BaseException:
+            file.closed = True  # closing would make an object of what is there
+            with suppress(OSError, BotoCoreError, ClientError):
+                file.discard()
+            raise
+        file.close()
+        return told
 
     def create(self, key: str, data: bytes) -> bool:
         try:

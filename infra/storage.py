@@ -12,14 +12,16 @@ import hashlib
 import os
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, TypeVar
 
 TEMPORARY = ".part"  # suffix of what a local `create` writes before its link; a killed writer leaves one behind, `gc` sweeps it
+
+T = TypeVar("T")
 
 
 class StorageError(Exception):
@@ -52,6 +54,7 @@ class Store(Protocol):
     def read(self, key: str) -> bytes: ...
     def open(self, key: str) -> BinaryIO: ...
     def put(self, key: str, data: bytes) -> None: ...
+    def write(self, key: str, produce: Callable[[BinaryIO], T]) -> T: ...
     def create(self, key: str, data: bytes) -> bool: ...
     def exists(self, key: str) -> bool: ...
     def size(self, key: str) -> int: ...
@@ -111,11 +114,16 @@ class LocalStore:
             raise self._teach(error, key) from error
 
     def put(self, key: str, data: bytes) -> None:
+        self.write(key, lambda file: file.write(data))
+
+    def write(self, key: str, produce: Callable[[BinaryIO], T]) -> T:
+        """As `put`, of what `produce` writes into the file; returns what it returned."""
         path = self._path(key)
         try:
             _make_folder(path.parent)
-            _write_durably(path, data)
+            told = _write_durably(path, produce)
             _sync_folder(path.parent)
+            return told
         except OSError as error:
             raise self._teach(error, key) from error
 
@@ -124,7 +132,7 @@ class LocalStore:
         attempt = path.with_name(unique_name("." + path.name, TEMPORARY))
         try:
             _make_folder(path.parent)
-            _write_durably(attempt, data)
+            _write_durably(attempt, lambda file: file.write(data))
             try:
                 os.link(attempt, path)
             except FileExistsError:
@@ -205,13 +213,14 @@ def _make_folder(folder: Path) -> None:
         _sync_folder(folder.parent)
 
 
-def _write_durably(path: Path, data: bytes) -> None:
+def _write_durably(path: Path, produce: Callable[[BinaryIO], T]) -> T:
     with path.open("xb") as file:
         try:
-            file.write(data)
+            told = produce(file)
             file.flush()
             os.fsync(file.fileno())
-        except OSError:
+            return told
+        except BaseException:
             path.unlink(missing_ok=True)  # it is ours: "x" made it
             raise
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import pyarrow as pa
 
@@ -22,6 +23,7 @@ from pipelines.runtime.plan import ShardTask
 from pipelines.runtime.stage import Result
 from pipelines.runtime.worker import ShardReport, ShardWorker
 
+T = TypeVar("T")
 OPTIONS = RunOptions(recipe="test")
 MEASURES = pa.schema([("image_id", pa.string()), ("checksum", pa.int64()), ("length", pa.float64())])
 
@@ -134,6 +136,12 @@ class CrashingStore:
 
     def put(self, key: str, data: bytes) -> None:
         self._step(self.inner.put, key, data)
+
+    def write(self, key: str, produce: Callable[[BinaryIO], T]) -> T:
+        sink = io.BytesIO()
+        told = produce(sink)
+        self._step(self.inner.put, key, sink.getvalue())
+        return told
 
     def create(self, key: str, data: bytes) -> bool:
         return self._step(self.inner.create, key, data)  # type: ignore[no-any-return]

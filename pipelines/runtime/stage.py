@@ -17,11 +17,13 @@ class Result:
     """Rows that a stage made, and what became of the rows that it did not accept.
 
     `counted` holds amounts that add up over slices and shards (`tokens`, `wait_s`); they are kept with the commit's timings.
+    `sha256_of` says which column holds the hex digits of another one's sha256, so that no byte is hashed twice.
     """
 
     table: pa.Table
     outcomes: list[Outcome] = field(default_factory=list)
     counted: dict[str, float] = field(default_factory=dict)
+    sha256_of: dict[str, str] = field(default_factory=dict)
 
 
 class StageUnusable(Exception):

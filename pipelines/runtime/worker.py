@@ -88,7 +88,7 @@ class ShardWorker:
         ref = self.output.commit(
             table=self.stage.table, version=self.version, shard=task.shard, key=task.key, data=result.table, outcomes=result.outcomes,
             ledger=ledger, inputs={table: ref.digest for table, ref in task.inputs.items()}, stage_version=self.stage.version,
-            timings={**result.counted, "read_s": read_s, "total_s": elapsed_s})
+            timings={**result.counted, "read_s": read_s, "total_s": elapsed_s}, sha256_of=result.sha256_of)
         attempt.clear()
         return ref
 
@@ -139,7 +139,8 @@ class _Attempt:
         left, right = self._span(low, middle), self._span(middle, high)
         counted = Counter(left.counted)
         counted.update(right.counted)
-        return Result(pa.concat_tables([left.table, right.table]), left.outcomes + right.outcomes, dict(counted))
+        return Result(pa.concat_tables([left.table, right.table]), left.outcomes + right.outcomes, dict(counted),
+                      left.sha256_of or right.sha256_of)
 
     def _failed(self, row: int, why: _Failure) -> Result:
         row_id: Any = self.rows[self.primary].column(self.stage.row_id)[row].as_py()

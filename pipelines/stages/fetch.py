@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from infra.dataset import ROW_GROUP_ROWS
 from infra.ledger import Outcome
 from infra.storage import NotFound, OutsideStore, StorageError, open_store
 from pipelines.refusal import Refused
@@ -78,8 +79,12 @@ class Fetch(TravelsAsFields):
         with ThreadPoolExecutor(self.threads) as pool:  # members of one tar are read through one handle
             for some in pool.map(self._from_file, files):
                 found |= some
-        table = pa.Table.from_pylist([one for row in asked if isinstance(one := found[row["source_id"]], dict)], schema=SCHEMA)
-        return Result(table, [one for row in asked if isinstance(one := found[row["source_id"]], Outcome)])
+        in_order = [found[row["source_id"]] for row in asked]
+        found.clear()
+        outcomes = [one for one in in_order if isinstance(one, Outcome)]
+        pictures = [one for one in in_order if isinstance(one, dict)]
+        del in_order
+        return Result(_table(pictures), outcomes, sha256_of={"bytes": "image_id"})
 
     def _from_web(self, rows: list[Row]) -> dict[str, Row | Outcome]:
         if not rows:
@@ -152,6 +157,15 @@ class Fetch(TravelsAsFields):
 
     def _too_large(self, size_bytes: int) -> Refused:
         return Refused("too_many_bytes", f"{size_bytes} bytes, at most {self.max_bytes} are taken: raise max_bytes or leave it out")
+
+
+def _table(pictures: list[Row]) -> pa.Table:
+    """The rows as a table; empties the list on the way, so that no shard's bytes are held twice."""
+    parts = [pa.Table.from_pylist([], schema=SCHEMA)]
+    pictures.reverse()
+    while pictures:
+        parts.append(pa.Table.from_pylist([pictures.pop() for _ in range(min(ROW_GROUP_ROWS, len(pictures)))], schema=SCHEMA))
+    return pa.concat_tables(parts)
 
 
 def _known(row: Row, taken_down: set[str]) -> Outcome | None:

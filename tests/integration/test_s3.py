@@ -9,7 +9,9 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -47,6 +49,24 @@ def test_what_is_put_is_read_listed_and_deleted(s3: str) -> None:
     for access in (store.read, store.open, store.size):
         with pytest.raises(NotFound, match=r"ds/b/1\.bin does not exist"):
             access("b/1.bin")
+
+
+def test_what_is_written_in_parts_is_whole_or_absent(s3: str) -> None:
+    store = open_store(f"{s3}/parts")
+    piece = bytes(range(256)) * 4096  # 1 MiB
+
+    def write(file: BinaryIO, break_at: int = -1) -> None:
+        for number in range(40):
+            if number == break_at:
+                raise RuntimeError("the encoder broke")
+            file.write(piece)
+
+    store.write("whole", write)
+    for break_at in (1, 39):  # before the first part is sent, and behind it
+        with pytest.raises(RuntimeError):
+            store.write("broken", partial(write, break_at=break_at))
+    assert store.read("whole") == piece * 40
+    assert [entry.key for entry in store.list()] == ["whole"]
 
 
 def test_a_listing_longer_than_a_page_is_complete_and_in_order(s3: str) -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -56,6 +57,17 @@ def test_data_is_never_overwritten(store: LocalStore) -> None:
     with pytest.raises(StorageError, match="exists already"):
         store.put("a", b"second")
     assert store.read("a") == b"first", "and the refused writer has not removed it either"
+
+
+def test_what_is_written_piece_by_piece_is_whole_or_absent(store: LocalStore) -> None:
+    def breaks(file: BinaryIO) -> None:
+        file.write(b"half")
+        raise RuntimeError("the encoder broke")
+
+    assert store.write("a", lambda file: file.write(b"whole")) == 5
+    with pytest.raises(RuntimeError):
+        store.write("b", breaks)
+    assert [entry.key for entry in store.list()] == ["a"]
 
 
 @pytest.mark.parametrize("key", ["../secret", "/etc/passwd", "a/../../secret"])
