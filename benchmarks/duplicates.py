@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """Near-duplicates and contamination: recall by transform, false matches, and what the index costs. Prints one JSON line.
 
-    python benchmarks/duplicates.py [--photos FOLDER] [--hashes 1000000] [--radius 31] [--exclude-radius 40]
+    python benchmarks/duplicates.py [--photos FOLDER] [--hashes 1000000] [--threads 1] [--index-only]
 
-Recall: of the photographs of the folder, how many of their changed forms are found, through the tables' columns and the index with its
-bands, as the job finds them. `duplicates`: both pictures stand in the corpus. `tests`: the photograph stands in a test set, its changed
-form in the corpus. False matches: pairs of different photographs (copies inside the folder, by a hash within 64 bits, are put aside)
-that either would take for one another, and the least distance between two. `index`: distinct random hashes, near to none, each with
-its mirror image and two crops, which is the longest work there is; `skew` is how much fuller the buckets of photographs are.
+Recall: of the photographs of the folder, how many of their changed forms are near to them, through the tables' columns; what is near is
+found by the index (a law of the tests). `duplicates`: both pictures stand in the corpus. `tests`: the photograph stands in a test set,
+its changed form in the corpus. False matches: pairs of different photographs (copies inside the folder, by a hash within 64 bits, are put
+aside) that either would take for one another, and the least distance between two. `index`: distinct random hashes, near to none, each with
+its other forms, which is the longest work there is; `skew` is how much more often photographs share a key.
 """
 
 from __future__ import annotations
@@ -77,72 +77,71 @@ def transforms() -> dict[str, Callable[[Any], Any]]:
         "mirrored, x0.5, JPEG 50": lambda rgb: jpeg(scaled(rgb[:, ::-1], 0.5), 50),
         "centre crop 98 %": lambda rgb: crop(rgb, 0.98), "centre crop 95 %": lambda rgb: crop(rgb, 0.95),
         "centre crop 90 %": lambda rgb: crop(rgb, 0.9), "centre crop 75 %": lambda rgb: crop(rgb, 0.75),
-        "corner crop 95 %": lambda rgb: crop(rgb, 0.95, 0, 0), "corner crop 75 %": lambda rgb: crop(rgb, 0.75, 1, 0),
+        "corner crop 95 %": lambda rgb: crop(rgb, 0.95, 0, 0), "corner crop 90 %": lambda rgb: crop(rgb, 0.9, 1, 1),
+        "crop 95 % at any place": lambda rgb: crop(rgb, 0.95, *np.random.default_rng(rgb.size).random(2)),
+        "crop 90 % at any place": lambda rgb: crop(rgb, 0.9, *np.random.default_rng(rgb.size).random(2)),
+        "5 % cut off below": lambda rgb: rgb[:round(rgb.shape[0] * 0.95)], "corner crop 75 %": lambda rgb: crop(rgb, 0.75, 1, 0),
         "corner crop 75 %, mirrored, x0.5, JPEG 50": lambda rgb: jpeg(scaled(crop(rgb, 0.75, 0, 1)[:, ::-1], 0.5), 50),
         "cut to a square": lambda rgb: rgb[:min(rgb.shape[:2]), :min(rgb.shape[:2])],
         "crop 85 % at a third": lambda rgb: crop(rgb, 0.85, 0.33, 0.33), "centre crop 60 %": lambda rgb: crop(rgb, 0.6),
     }
 
 
-def columns(pictures: list[Any]) -> dict[str, Any]:
-    """What the scores table holds of them: own_N4, crops, quality_N."""
-    from pipelines.stages.hashes import CROPS, WORDS, measure_hashes, to_words
+def columns(pictures: list[Any]) -> Any:
+    """The scores of them, as far as copies are sought by them."""
+    import pyarrow as pa
+
+    from pipelines.stages.hashes import measure_hashes
     from pipelines.stages.measures.tiles import luma
 
     made = []
     for rgb in pictures:
         rgb = rgb if rgb.ndim == 3 else np.repeat(rgb[:, :, None], 3, axis=2)
         made.append(measure_hashes(luma(np.ascontiguousarray(rgb.astype(np.uint8)))))
-    crops = to_words(bytes.fromhex("".join(one["phash_crops"] for one in made))).reshape(-1, len(CROPS), WORDS)
-    return {"own_N4": to_words(bytes.fromhex("".join(one["phash"] for one in made))),
-            "quality_N": np.array([one["phash_quality"] for one in made]),
-            "crops": tuple(np.ascontiguousarray(crops[:, n]) for n in range(len(CROPS)))}
+    return pa.Table.from_pylist(made)
 
 
-def found_pairs(own: dict[str, Any], other: dict[str, Any], radius: int) -> Any:
-    """N x M: whether the corpus takes one of `own` and one of `other` for copies."""
-    from pipelines import duplicates
+def found_pairs(own_NF4: Any, other_MF4: Any, radius: int) -> Any:
+    """N x M: whether the corpus takes one of `own` and one of `other` for copies: every pair alone, as if nothing else were there."""
+    from pipelines.stages.hashes import flipped_distance
 
-    forms = duplicates.Forms(own_N4=np.concatenate([own["own_N4"], other["own_N4"]]),
-                             crops=tuple(np.concatenate(both) for both in zip(own["crops"], other["crops"])))
-    count = len(own["own_N4"])
-    rows = np.arange(len(forms.own_N4))
-    pairs = duplicates._all_better(forms, rows, rows, radius)
-    assert pairs is not None, "a folder of photographs has few pairs"
-    near = np.zeros((count, len(rows) - count), dtype=bool)
-    across = (pairs[0] >= count) & (pairs[1] < count)
-    near[pairs[1][across], pairs[0][across] - count] = True
-    return near
+    def near(one_N4: Any, forms_MF4: Any) -> Any:
+        return np.stack([flipped_distance(one[None, None], forms_MF4).min(axis=1) for one in one_N4]) <= radius
+
+    return near(own_NF4[:, 0], other_MF4) | near(other_MF4[:, 0], own_NF4).T
 
 
-def found_tests(test_forms: tuple[Any, Any], other: dict[str, Any], count: int, radius: int) -> Any:
-    """N x M: whether one of `other` in the corpus is taken for a test picture."""
-    from pipelines.duplicates import matches
+def found_tests(tests: Any, words_M4: Any, radius: int) -> Any:
+    """N x M: whether one of `words` in the corpus is taken for a test picture."""
+    from pipelines.stages.hashes import flipped_distance
 
-    near = np.zeros((count, len(other["own_N4"])), dtype=bool)
-    for rows, of in matches(other["own_N4"], test_forms[0], radius):
-        near[test_forms[1][of], rows] = True
+    near = np.zeros((len(tests.names), len(words_M4)), dtype=bool)
+    for m, one in enumerate(words_M4):
+        near[tests.owner_M[flipped_distance(one[None], tests.words_M4) <= radius], m] = True
     return near
 
 
 def recall(pictures: list[Any], radius: int, exclude_radius: int) -> dict[str, Any]:
     """Per transform the share that is found; false matches; quality."""
-    from pipelines.contamination import CROP_SHARES
-    from pipelines.stages.hashes import LEAST_QUALITY, cropped_hashes, distance, eight_forms
+    from pipelines.contamination import TestPictures, boxes
+    from pipelines.corpus_facts import forms_of
+    from pipelines.stages.hashes import LEAST_QUALITY, cropped_hashes, distance, flipped_distance, turned
     from pipelines.stages.measures.tiles import luma
 
     own = columns(pictures)
-    forms = [eight_forms(cropped_hashes(luma(rgb), CROP_SHARES)) for rgb in pictures]
-    tests = np.concatenate(forms), np.repeat(np.arange(len(forms)), [len(one) for one in forms])
-    turned = eight_forms(own["own_N4"]).reshape(8, len(pictures), -1)
-    apart = np.min([distance(own["own_N4"][:, None], form[None]) for form in turned], axis=0)
+    own_NF4, quality_N = forms_of(own), own["phash_quality"].to_numpy()
+    crops = [cropped_hashes(luma(rgb), boxes(*rgb.shape[:2])) for rgb in pictures]
+    forms = [np.concatenate([one, turned(one)]) for one in crops]
+    tests = TestPictures(names=[str(n) for n in range(len(forms))], words_M4=np.concatenate(forms),
+                         owner_M=np.repeat(np.arange(len(forms)), [len(one) for one in forms]))
+    apart = np.minimum(*(flipped_distance(own_NF4[:, None, 0], form[None]) for form in (own_NF4[:, 0], own_NF4[:, 1])))
     different = apart > SAME_BITS
     table, false_duplicates, false_tests = {}, 0, 0
     for name, change in transforms().items():
         other = columns([change(rgb) for rgb in pictures])
-        clear = (own["quality_N"] >= LEAST_QUALITY) & (other["quality_N"] >= LEAST_QUALITY)
-        near, near_tests = found_pairs(own, other, radius) & clear[None], (
-            found_tests(tests, other, len(pictures), exclude_radius) & clear[None])
+        other_NF4 = forms_of(other)
+        clear = ((quality_N >= LEAST_QUALITY) & (other["phash_quality"].to_numpy() >= LEAST_QUALITY))[None]
+        near, near_tests = found_pairs(own_NF4, other_NF4, radius) & clear, found_tests(tests, other_NF4[:, 0], exclude_radius) & clear
         table[name] = {"duplicates": round(float(np.diag(near).mean()), 3), "tests": round(float(np.diag(near_tests).mean()), 3)}
         false_duplicates += int((near & different).sum())
         false_tests += int((near_tests & different).sum())
@@ -150,9 +149,9 @@ def recall(pictures: list[Any], radius: int, exclude_radius: int) -> dict[str, A
     return {"photographs": len(pictures), "recall": table, "pairs_of_different": int(upper.sum()),
             "pairs_tried": int(different.sum()) * len(table),
             "false_duplicates": false_duplicates, "false_tests": false_tests, "least_distance": int(apart[upper].min()),
-            "mean_distance": round(float(distance(own["own_N4"][:, None], own["own_N4"][None])[upper].mean()), 1),
-            "least_quality": round(float(own["quality_N"].min()), 2),
-            "skew": skew(own["own_N4"], upper), "forms_of_a_test_picture": len(forms[0]),
+            "mean_distance": round(float(distance(own_NF4[:, None, 0], own_NF4[None, :, 0])[upper].mean()), 1),
+            "least_quality": round(float(quality_N.min()), 2),
+            "skew": skew(own_NF4[:, 0], upper), "forms_of_a_test_picture": round(len(tests.words_M4) / len(forms)),
             "ms_of_the_hash": hash_ms(pictures)}
 
 
@@ -169,35 +168,48 @@ def hash_ms(pictures: list[Any]) -> float:
 
 
 def skew(own_N4: Any, upper: Any) -> float:
-    """How much more often two different photographs share a band than random hashes do."""
-    bands = np.ascontiguousarray(own_N4).view(np.uint16)
-    shared = sum((bands[:, None, band] == bands[None, :, band])[upper].mean() for band in range(bands.shape[1]))
-    return round(float(shared / bands.shape[1] * 2**16), 2)
+    """How much more often two different photographs share a key than random hashes do."""
+    from pipelines.covering import chosen_parts
+    from pipelines.duplicates import CERTAIN
+
+    def shared(words_N4: Any) -> float:
+        keys = (part.keys(part.values(words_N4), mask) for part in chosen_parts(CERTAIN, 20_000_000, 300_000_000) for mask in part.masks)
+        return float(np.mean([(one[:, None] == one[None])[upper].mean() for one in keys]))
+
+    return round(shared(own_N4) / (shared(np.random.default_rng(0).integers(0, 2**64, own_N4.shape, np.uint64)) or 1e-9), 2)
 
 
-def index(count: int, radius: int) -> dict[str, Any]:
+def index(count: int, radius: int, threads: int) -> dict[str, Any]:
     """Time and memory of `near_losers` on random hashes, and of their match with the forms of 100 test pictures."""
-    from pipelines.duplicates import Forms, matches, near_losers
+    from pipelines.contamination import TestPictures, contaminated
+    from pipelines.covering import chosen_parts
+    from pipelines.duplicates import CERTAIN, near_losers
+    from pipelines.stages.hashes import CROPS
 
     rng = np.random.default_rng(0)
-    one, *crops = (rng.integers(0, 2**64, (count, 4), dtype=np.uint64) for _ in range(3))
-    tests = rng.integers(0, 2**64, (100 * 888, 4), dtype=np.uint64)
+    forms = 2 + len(CROPS)
+    words = rng.integers(0, 2**64, (count, forms, 4), dtype=np.uint64)
+    tests = TestPictures(names=[str(n) for n in range(100)], words_M4=rng.integers(0, 2**64, (100 * 1300, 4), dtype=np.uint64),
+                         owner_M=np.repeat(np.arange(100), 1300))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.perf_counter()
-    lost = sum(1 for _ in near_losers(Forms(own_N4=one, crops=tuple(crops)), radius))
-    seconds = time.perf_counter() - start
+    start, cpu = time.perf_counter(), time.process_time()
+    lost = sum(1 for _ in near_losers(words, np.arange(count), radius, threads))
+    seconds, cpu_s = time.perf_counter() - start, time.process_time() - cpu
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.perf_counter()
-    matched = sum(len(left) for left, _ in matches(one, tests, radius, first=True))
-    return {"hashes": count, "seconds": round(seconds, 1), "bytes_a_row_held": 96,
-            "bytes_a_row_more_at_peak": round((after - before) * 1024 / count),
-            "lost": lost, "tests_seconds": round(time.perf_counter() - start, 1), "tests_matched": matched}
+    start, own = time.perf_counter(), np.ascontiguousarray(words[:, 0])
+    shown = contaminated(np.zeros(count, "S1"), own, np.ones(count, bool), tests, 40, threads)
+    return {"hashes": count, "forms": forms, "threads": threads, "seconds": round(seconds, 1), "cpu_seconds": round(cpu_s, 1),
+            "tables": sum(len(part.masks) for part in chosen_parts(CERTAIN, count, count * (forms - 1))),
+            "bytes_a_row_held": words.nbytes // count, "bytes_a_row_more_at_peak": round((after - before) * 1024 / count),
+            "lost": lost, "tests_seconds": round(time.perf_counter() - start, 1), "tests_matched": len(shown)}
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, default=PHOTOS, help="a folder of photographs")
     parser.add_argument("--hashes", type=int, default=1_000_000)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--index-only", action="store_true")
     parser.add_argument("--radius", type=int, default=31)
     parser.add_argument("--exclude-radius", type=int, default=40)
     args = parser.parse_args(argv)
@@ -208,9 +220,10 @@ def main(argv: list[str]) -> int:
     cv2.setNumThreads(1)
     result: dict[str, Any] = {"benchmark": "duplicates", "radius": args.radius, "exclude_radius": args.exclude_radius}
     if args.hashes:
-        result["index"] = index(args.hashes, args.radius)
-    result |= recall(photographs(args.photos), args.radius, args.exclude_radius)
-    result |= {"threads": 1, "cores": os.cpu_count(), "opencv": cv2.__version__, "numpy": np.__version__, "machine": platform.machine()}
+        result["index"] = index(args.hashes, args.radius, args.threads)
+    if not args.index_only:
+        result |= recall(photographs(args.photos), args.radius, args.exclude_radius)
+    result |= {"cores": os.cpu_count(), "opencv": cv2.__version__, "numpy": np.__version__, "machine": platform.machine()}
     print(json.dumps(result))
     return 0
 

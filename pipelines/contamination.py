@@ -1,14 +1,16 @@
 """Test sets are kept out of the corpus: their pictures are hashed in many forms, and what matches one of them is not selected.
 
-A test set is a folder, an S3 prefix, a tar or a dataset. Each of its pictures is hashed whole and as the crops of CROP_SHARES (centre,
-corners, strips), each mirrored and turned in all eight ways; a picture of the corpus matches when its hash lies near to one of these,
-or when its bytes are equal. docs/results/duplicates.md holds the recall by transform. Photographs that infra/holdout.py holds out of
+A test set is a folder, an S3 prefix, a tar or a dataset. Each of its pictures is hashed whole and as crops of many shares at many places
+(`boxes`), all of them turned over the diagonal too; a picture of the corpus matches when its hash, flipped or not, lies near to one of
+these, or when its bytes are equal. docs/results/duplicates.md holds the recall by transform. Photographs that infra/holdout.py holds out of
 training are another matter: they stay in the corpus, and since duplicates are removed no copy of them is trained on.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,11 +22,14 @@ from numpy.typing import NDArray
 
 from infra.dataset import Dataset
 from infra.storage import StorageError, open_store
-from pipelines.duplicates import matches
+from pipelines.covering import CHUNK, Part, are_marked, chosen_parts, marked
 from pipelines.sources import Source, to_key
-from pipelines.stages.hashes import WORDS, cropped_hashes, eight_forms
+from pipelines.stages.hashes import WHOLE, WORDS, Box, cropped_hashes, flipped_distance, spans, turned
 
-CROP_SHARES = tuple(round(1 - 0.03 * step, 2) for step in range(1, 11))  # choice: 0.97 to 0.70; the hash bears 2 % (measured)
+STEP = 0.03  # choice: from share to share and from place to place; the hash bears 2 % (measured)
+LEAST_SHARE = 0.7  # choice: smaller crops of other content would be taken for the picture
+CERTAIN = 31  # choice: in the tables of this all within 31 bits are found, and 99 of 100 of those at 40 (measured)
+MOST_PAIRS = 1 << 18  # choice: compared at a time
 THREADS = 4  # choice: pictures read and hashed at a time
 Read = tuple[str, bytes | str]  # name, and the bytes or why there are none
 
@@ -65,20 +70,64 @@ def read_tests(addresses: Sequence[str], *, max_pixels: int, threads: int = THRE
                         words_M4=np.concatenate(forms) if forms else np.zeros((0, WORDS), np.uint64))
 
 
+def boxes(height: int, width: int) -> Iterator[Box]:
+    """The whole; crops of both sides from 0.97 to 0.7 wherever they may lie; of one side; and the squares of the shorter side."""
+    yield WHOLE, WHOLE
+    for share in (round(1 - STEP * step, 2) for step in range(1, round((1 - LEAST_SHARE) / STEP) + 1)):
+        places = spans(share, _places(share))
+        yield from ((y, x) for y in places for x in places)
+        yield from ((y, WHOLE) for y in places)
+        yield from ((WHOLE, x) for x in places)
+    square = min(height, width) / max(height, width)
+    if square < 1 - STEP / 2:
+        yield from ((one, WHOLE) if height > width else (WHOLE, one) for one in spans(square, _places(square)))
+
+
+def _places(share: float) -> NDArray[Any]:
+    return np.linspace(0, 1, max(math.ceil(round((1 - share) / STEP, 6)), 1) + 1)
+
+
 def contaminated(image_ids: NDArray[Any], words_N4: NDArray[Any], is_clear_N: NDArray[Any], tests: TestPictures, radius: int,
-                 ) -> dict[int, str]:
-    """Row -> name of the (first) test picture that it shows. `image_ids` as bytes; rows that are not clear match by their bytes alone."""
+                 threads: int = 0) -> dict[int, str]:
+    """Row -> name of the (first) test picture that it shows. `image_ids` as bytes; rows that are not clear match by their bytes alone.
+    `threads` 0: as many as there are cores."""
     nobody = len(tests.names)
     owner = np.full(len(words_N4), nobody)
     clear = np.flatnonzero(is_clear_N)
-    for rows, of in matches(words_N4[clear], tests.words_M4, radius, first=True):  # in the order of the owners
-        np.minimum.at(owner, clear[rows], tests.owner_M[of])
+    with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+        for part in chosen_parts(min(radius, CERTAIN), len(tests.words_M4), len(clear)):
+            values = part.values(words_N4[clear]), part.values(tests.words_M4)
+            for near, of in pool.map(partial(_matches, part, values, (words_N4[clear], tests), radius), part.masks):
+                np.minimum.at(owner, clear[near], of)
     by_id: dict[bytes, int] = {}
     for n, image_id in enumerate(tests.image_ids):
         by_id.setdefault(bytes.fromhex(image_id).rstrip(b"\0"), n)
     for row in np.flatnonzero(np.isin(image_ids, np.array(list(by_id), dtype="S32"))).tolist():
         owner[row] = by_id[bytes(image_ids[row])]
     return {row: tests.names[owner[row]] for row in np.flatnonzero(owner < nobody).tolist()}
+
+
+def _matches(part: Part, values: tuple[NDArray[Any], NDArray[Any]], words: tuple[NDArray[Any], TestPictures], radius: int, mask: np.uint64,
+             ) -> tuple[NDArray[Any], NDArray[Any]]:
+    """(rows, owners) that are near and have one key in this table."""
+    words_N4, tests = words
+    theirs = part.keys(values[1], mask)
+    order = np.argsort(theirs, kind="stable")
+    theirs, marks = theirs[order], marked(theirs)
+    rows: list[NDArray[Any]] = [np.zeros(0, np.int64)]
+    owners: list[NDArray[Any]] = [np.zeros(0, np.int64)]
+    for low in range(0, len(words_N4), CHUNK):
+        keys = part.keys(values[0][low:low + CHUNK], mask)
+        some = are_marked(keys, marks)
+        first, end = np.searchsorted(theirs, keys[some], "left"), np.searchsorted(theirs, keys[some], "right")
+        place = np.repeat(np.arange(len(some)), end - first)
+        form = order[np.arange(len(place)) - np.repeat(np.cumsum(end - first) - end, end - first)]
+        for begin in range(0, len(place), MOST_PAIRS):
+            row, of = low + some[place[begin:begin + MOST_PAIRS]], form[begin:begin + MOST_PAIRS]
+            near = flipped_distance(words_N4[row], tests.words_M4[of]) <= radius
+            rows.append(row[near])
+            owners.append(tests.owner_M[of[near]])
+    return np.concatenate(rows), np.concatenate(owners)
 
 
 def told(tests: TestPictures, removed: Iterable[str], most: int = 20) -> str:
@@ -104,7 +153,8 @@ def _hash(max_pixels: int, picture: Read) -> tuple[str, str, NDArray[Any] | str]
         grey_HW = luma(decode(data, max_pixels=max_pixels).rgb_HWC)
     except ImageError as error:
         return name, "", f"{error.code}: {error}"
-    return name, hashlib.sha256(data).hexdigest(), eight_forms(cropped_hashes(grey_HW, CROP_SHARES))
+    found = cropped_hashes(grey_HW, boxes(*grey_HW.shape))
+    return name, hashlib.sha256(data).hexdigest(), np.concatenate([found, turned(found)])
 
 
 def _pictures(address: str) -> Iterator[Read]:

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from infra.dataset import Dataset, Snapshot
 from pipelines.contamination import TestPictures, contaminated
-from pipelines.duplicates import Forms, near_losers
-from pipelines.stages.hashes import CROPS, LEAST_QUALITY, WORDS, to_words
+from pipelines.duplicates import near_losers
+from pipelines.stages.hashes import CROPS, LEAST_QUALITY, WORDS, to_words, turned
 from pipelines.stages.selection import DUPLICATE_EXACT, DUPLICATE_NEAR, SelectionRule, Threshold
 
 EXCLUDE_RADIUS = 40  # choice: see recipes/curate.py, which sets it
@@ -41,8 +41,7 @@ class Rows:
     pixels: NDArray[Any]
     short_side: NDArray[Any]
     measures: dict[str, NDArray[Any]]  # RANKED_BY and what the rule judges by; NaN where it was not measured
-    phash: NDArray[Any]  # uint64, N x 4
-    crops: tuple[NDArray[Any], ...]  # of the same shape, one for each of hashes.CROPS
+    words_NF4: NDArray[Any]  # hashes: of the picture, of it turned over the diagonal, of hashes.CROPS
     is_clear: NDArray[Any]  # whether the hash means anything
     shards: list[str]
 
@@ -75,7 +74,7 @@ def facts_of(rows: Rows, rule: SelectionRule, takedowns: frozenset[str] = frozen
              exclude_radius: int = EXCLUDE_RADIUS) -> CorpusFacts:
     """The facts of these rows under a rule."""
     gone = _among(rows, takedowns)
-    shown = contaminated(rows.image_id, rows.phash, rows.is_clear, tests, exclude_radius) if tests else {}
+    shown = contaminated(rows.image_id, rows.words_NF4[:, 0], rows.is_clear, tests, exclude_radius) if tests else {}
     candidates = ~gone & (rows.short_side >= rule.min_short_side)
     candidates[list(shown)] = False
     limits = {one.measure: threshold(rows.measures[one.measure][candidates], one.threshold) for one in rule.limits()}
@@ -119,9 +118,8 @@ def _losers(rows: Rows, contenders: NDArray[Any], near_radius: int) -> Iterator[
     for row in order[~survives].tolist():
         yield row, DUPLICATE_EXACT, _hex(rows.source_id[survivor_of[rows.image_id[row]]], 16)
     order = order[survives]
-    order = order[rows.is_clear[order]]
-    for loser, winner in near_losers(Forms(own_N4=rows.phash[order], crops=tuple(one[order] for one in rows.crops)), near_radius):
-        yield int(order[loser]), DUPLICATE_NEAR, _hex(rows.image_id[order[winner]], 32)
+    for loser, winner in near_losers(rows.words_NF4, order[rows.is_clear[order]], near_radius):
+        yield loser, DUPLICATE_NEAR, _hex(rows.image_id[winner], 32)
 
 
 def rank(rows: Rows, which: NDArray[Any]) -> NDArray[Any]:
@@ -147,20 +145,21 @@ def load_rows(dataset: Dataset, scores: Snapshot, rule: SelectionRule) -> Rows:
         rows.short_side[at] = table["short_side"].to_numpy()
         for name in names:
             rows.measures[name][at] = table[name].to_numpy()
-        rows.phash[at], rows.is_clear[at] = _hashes(table["phash"]), table["phash_quality"].to_numpy() >= LEAST_QUALITY
-        crops = _hashes(table["phash_crops"]).reshape(-1, len(CROPS), WORDS)
-        for n, one in enumerate(rows.crops):
-            one[at] = crops[:, n]
+        rows.words_NF4[at], rows.is_clear[at] = forms_of(table), table["phash_quality"].to_numpy() >= LEAST_QUALITY
     return rows
 
 
-def _empty(count: int, measures: list[str], shards: list[str]) -> Rows:
-    def hashes() -> NDArray[Any]:
-        return np.zeros((count, WORDS), np.uint64)
+def forms_of(scores: pa.Table) -> NDArray[Any]:
+    """words_NF4 of a scores table: what is compared of each picture."""
+    own, crops = _hashes(scores["phash"]), _hashes(scores["phash_crops"]).reshape(-1, len(CROPS), WORDS)
+    return np.concatenate([own[:, None], turned(own)[:, None], crops], axis=1)
 
+
+def _empty(count: int, measures: list[str], shards: list[str]) -> Rows:
     return Rows(image_id=np.zeros(count, "S32"), source_id=np.zeros(count, "S16"), shard=np.zeros(count, np.int32),
                 pixels=np.zeros(count, np.int64), short_side=np.zeros(count, np.int32), is_clear=np.zeros(count, bool),
-                measures={name: np.zeros(count) for name in measures}, phash=hashes(), crops=tuple(hashes() for _ in CROPS), shards=shards)
+                measures={name: np.zeros(count) for name in measures},
+                words_NF4=np.zeros((count, 2 + len(CROPS), WORDS), np.uint64), shards=shards)
 
 
 def _digests(column: pa.ChunkedArray, size_bytes: int) -> NDArray[Any]:

@@ -6,7 +6,8 @@ the signs of its odd frequencies and turning it over the diagonal transposes the
 Arithmetic is exact (whole numbers below 2**53), so every machine finds the same bits.
 docs/results/duplicates.md holds what was measured.
 
-H, W pixels; N hashes; a hash is 32 bytes in tables (64 hex digits) and four uint64 words in memory (`words_N4`).
+H, W pixels; N hashes; a hash is 32 bytes in tables (64 hex digits) and four uint64 words in memory (`words_N4`): the bits of odd
+vertical and odd horizontal frequencies, of odd and even, of even and odd, of even and even ones, so that a flip complements two words.
 """
 
 from __future__ import annotations
@@ -22,115 +23,99 @@ SIDE_PX = 64  # PDQ: what the transform sees
 FREQUENCIES = 16  # PDQ: 1 to 16 in both directions
 HASH_BITS = FREQUENCIES**2
 WORDS = HASH_BITS // 64
-REDUCED_PX = 256  # choice: crops are cut from a picture reduced once; 1/256 of a side is finer than the hash
-CROPS = (0.96, 0.92)  # choice: centre crops in the table; the hash itself bears 2 % (measured), so crops down to 0.9 are met
+REDUCED_PX = 128  # choice: a picture is reduced once, all its crops are read from that; they may begin between two of its pixels
 COSINE_BITS = 14  # 2**14 (cosine) x 2**8 (grey) x 2**6 (sum), and once more: below 2**48
 CLEAR = 2.0  # choice: grey levels of an orthonormal coefficient; rounding pixels moves it by 0.3
 LEAST_QUALITY = 0.5  # choice: photographs begin at 0.77 (measured), flat pictures lie near 0: their signs are noise
-Box = tuple[float, float, float, float]  # top, left, height, width, in shares of the sides
+CENTRE_SHARES = (0.96, 0.92)  # choice: the hash itself bears 2 % (measured), so centre crops down to 0.9 are met
+CORNER_SHARES = (0.97, 0.94, 0.91)  # measured: with these all corner crops from 0.9 on are met, with two shares there are gaps
+ALL = np.uint64(2**64 - 1)
+Span = tuple[float, float]  # from, to, in shares of a side
+Box = tuple[Span, Span]  # vertical, horizontal
+WHOLE: Span = (0.0, 1.0)
+
+
+def spans(share: float, places: Iterable[float]) -> list[Span]:
+    """Spans of this share of a side; place 0 is its begin, 1 its end."""
+    return [(round(place * (1 - share), 6), round(place * (1 - share) + share, 6)) for place in places]
+
+
+CROPS: tuple[Box, ...] = (*((one, one) for share in CENTRE_SHARES for one in spans(share, [0.5])),
+                          *((y, x) for share in CORNER_SHARES for y in spans(share, [0, 1]) for x in spans(share, [0, 1])))
 
 
 def measure_hashes(grey_HW: NDArray[Any]) -> dict[str, Any]:
     """The columns `phash`, `phash_quality` (0..1) and `phash_crops` of a picture's luma (uint8)."""
-    reduced = _reduced(grey_HW)
-    coefficients = _coefficients(reduced)
-    crops = b"".join(_to_bytes(_coefficients(_cut(reduced, centred(share)))) for share in CROPS)
-    quality = float((np.abs(coefficients) >= CLEAR * 2 ** (2 * COSINE_BITS) * SIDE_PX / 2).mean())
-    return {"phash": _to_bytes(coefficients).hex(), "phash_quality": round(quality, 4), "phash_crops": crops.hex()}
+    own, *crops = _coefficients(grey_HW, ((WHOLE, WHOLE), *CROPS))
+    return {"phash": _to_bytes(own).hex(), "phash_quality": round(_quality(own), 4), "phash_crops": b"".join(map(_to_bytes, crops)).hex()}
 
 
 def perceptual_hash(grey_HW: NDArray[Any]) -> bytes:
     """32 bytes."""
-    return _to_bytes(_coefficients(_reduced(grey_HW)))
+    return _to_bytes(next(_coefficients(grey_HW, ((WHOLE, WHOLE),))))
 
 
-def _reduced(grey_HW: NDArray[Any]) -> NDArray[Any]:
+def cropped_hashes(grey_HW: NDArray[Any], boxes: Iterable[Box]) -> NDArray[Any]:
+    """words_N4 of the boxes of a picture; those that are too flat to be told apart are left out."""
+    found = _coefficients(grey_HW, tuple(boxes))
+    return to_words(b"".join(_to_bytes(one) for one in found if _quality(one) >= LEAST_QUALITY))
+
+
+def _coefficients(grey_HW: NDArray[Any], boxes: tuple[Box, ...]) -> Iterator[NDArray[Any]]:
+    """For each box whole numbers: the orthonormal cosine transform times 2**28 * 32, frequencies 1..16, vertical ones first."""
     import cv2
 
-    return np.asarray(cv2.resize(grey_HW, (REDUCED_PX, REDUCED_PX), interpolation=cv2.INTER_AREA))
-
-
-def _coefficients(grey_HW: NDArray[Any]) -> NDArray[Any]:
-    """Whole numbers: the orthonormal cosine transform times 2**28 * 32, frequencies 1..16, vertical ones first."""
-    import cv2
-
-    small_HW = cv2.resize(grey_HW, (SIDE_PX, SIDE_PX), interpolation=cv2.INTER_AREA).astype(np.float64)
-    cosines = _cosines()
-    found: NDArray[Any] = cosines @ small_HW @ cosines.T
-    return found
+    reduced_HW = cv2.resize(grey_HW, (REDUCED_PX, REDUCED_PX), interpolation=cv2.INTER_AREA).astype(np.float64)
+    vertical = {span: _transform(span) @ reduced_HW for span in dict.fromkeys(one for one, _ in boxes)}
+    return (vertical[y] @ _transform(x).T for y, x in boxes)
 
 
 @cache
-def _cosines() -> NDArray[Any]:
+def _transform(span: Span) -> NDArray[Any]:
+    """(16, 128): a span of the reduced side is averaged to 64 samples and these are transformed."""
     frequency, place = np.arange(1, FREQUENCIES + 1)[:, None], 2 * np.arange(SIDE_PX)[None, :] + 1
-    return np.round(np.cos(np.pi * frequency * place / (2 * SIDE_PX)) * 2**COSINE_BITS)
+    edges = np.linspace(*span, SIDE_PX + 1) * REDUCED_PX
+    cells = np.arange(REDUCED_PX)
+    overlap = np.clip(np.minimum(edges[1:, None], cells + 1) - np.maximum(edges[:-1, None], cells), 0, None)
+    cosines = np.cos(np.pi * frequency * place / (2 * SIDE_PX)) @ (overlap / overlap.sum(axis=1, keepdims=True))
+    return np.asarray(np.round(cosines * 2**COSINE_BITS))
+
+
+def _quality(coefficients: NDArray[Any]) -> float:
+    return float((np.abs(coefficients) >= CLEAR * 2 ** (2 * COSINE_BITS) * SIDE_PX / 2).mean())
 
 
 def _to_bytes(coefficients: NDArray[Any]) -> bytes:
     return np.packbits(coefficients > 0).tobytes()
 
 
-# forms of a picture
-
-def centred(share: float) -> Box:
-    """The box in the middle with this share of both sides."""
-    return (1 - share) / 2, (1 - share) / 2, share, share
-
-
-def _cut(reduced_HW: NDArray[Any], box: Box) -> NDArray[Any]:
-    top, left, height, width = (round(part * REDUCED_PX) for part in box)
-    return np.ascontiguousarray(reduced_HW[top:top + height, left:left + width])
-
-
-def boxes(shares: Iterable[float]) -> Iterator[Box]:
-    """The whole, and for each share: centre and corner crops of both sides, and crops of one side at its ends and middle."""
-    yield 0.0, 0.0, 1.0, 1.0
-    for share in shares:
-        rest = 1 - share
-        yield from ((top * rest, left * rest, share, share) for top, left in ((0.5, 0.5), (0, 0), (0, 1), (1, 0), (1, 1)))
-        yield from ((place * rest, 0.0, share, 1.0) for place in (0, 0.5, 1))
-        yield from ((0.0, place * rest, 1.0, share) for place in (0, 0.5, 1))
-
-
-def cropped_hashes(grey_HW: NDArray[Any], shares: Iterable[float]) -> NDArray[Any]:
-    """words_N4 of the boxes of a picture; those that are too flat to be told apart are left out."""
-    reduced = _reduced(grey_HW)
-    found = [_coefficients(_cut(reduced, box)) for box in boxes(shares)]
-    clear = CLEAR * 2 ** (2 * COSINE_BITS) * SIDE_PX / 2
-    return to_words(b"".join(_to_bytes(one) for one in found if (np.abs(one) >= clear).mean() >= LEAST_QUALITY))
-
-
 # bits
 
 def to_words(data: bytes) -> NDArray[Any]:
     """words_N4 of hashes one after another."""
-    return np.frombuffer(data, dtype=np.uint64).reshape(-1, WORDS)
+    bits = np.unpackbits(np.frombuffer(data, np.uint8)).reshape(-1, 8, 2, 8, 2).transpose(0, 2, 4, 1, 3)  # parities first
+    return np.packbits(bits.reshape(-1, 64), axis=1).view(np.uint64).reshape(-1, WORDS)
 
 
 def mirrored(words_N4: NDArray[Any]) -> NDArray[Any]:
-    """The hashes of the pictures mirrored left to right."""
-    return words_N4 ^ _odd(axis=1)
+    """The hashes of the pictures mirrored left to right: odd horizontal frequencies change their sign."""
+    return np.asarray(words_N4 ^ np.array([ALL, 0, ALL, 0], np.uint64))
 
 
-def eight_forms(words_N4: NDArray[Any]) -> NDArray[Any]:
-    """words of shape (8 N, 4): mirrored, turned upside down, over the diagonal, and all together: every flip and quarter turn."""
-    flips = [words_N4 ^ mask for mask in (0 * _odd(0), _odd(1), _odd(0), _odd(0) ^ _odd(1))]
-    return np.concatenate([*flips, *map(_transposed, flips)])
-
-
-def _odd(axis: int) -> NDArray[Any]:
-    """The bits of the odd frequencies along an axis (0 vertical, 1 horizontal), one hash."""
-    odd = np.arange(1, FREQUENCIES + 1) % 2 == 1
-    bits = np.broadcast_to(odd[:, None] if axis == 0 else odd[None, :], (FREQUENCIES, FREQUENCIES))
-    return to_words(np.packbits(bits).tobytes())
-
-
-def _transposed(words_N4: NDArray[Any]) -> NDArray[Any]:
-    bits = np.unpackbits(np.ascontiguousarray(words_N4).view(np.uint8).reshape(len(words_N4), -1), axis=1)
-    turned = bits.reshape(-1, FREQUENCIES, FREQUENCIES).swapaxes(1, 2).reshape(len(words_N4), -1)
-    return to_words(np.packbits(turned, axis=1).tobytes())
+def turned(words_N4: NDArray[Any]) -> NDArray[Any]:
+    """The hashes of the pictures turned over the diagonal; with flips this gives both quarter turns."""
+    bits = np.unpackbits(np.ascontiguousarray(words_N4).view(np.uint8).reshape(-1, 8), axis=1).reshape(-1, WORDS, 8, 8)
+    bits = bits[:, [0, 2, 1, 3]].swapaxes(2, 3)
+    return np.packbits(bits.reshape(-1, 64), axis=1).view(np.uint64).reshape(-1, WORDS)
 
 
 def distance(one: NDArray[Any], other: NDArray[Any]) -> NDArray[Any]:
     """Bits that differ, over the last axis."""
     return np.asarray(np.bitwise_count(one ^ other).sum(axis=-1, dtype=np.int64))
+
+
+def flipped_distance(one_N4: NDArray[Any], other_N4: NDArray[Any]) -> NDArray[Any]:
+    """Bits that differ at the least, the second picture as it is, mirrored, upside down, or both (turned by 180 degrees)."""
+    a, b, c, d = np.moveaxis(np.bitwise_count(one_N4 ^ other_N4).astype(np.int16), -1, 0)
+    across, down = 64 - a + b + 64 - c, 64 - a + 64 - b + c
+    return np.asarray(d + np.minimum(np.minimum(a + b + c, across), np.minimum(down, a + 64 - b + 64 - c)))

@@ -39,7 +39,7 @@ class Scores(TravelsAsFields):
     threads: int = field(default=1, metadata={"result": False})
     batch_rows: int = field(default=32, metadata={"result": False})
     name: str = "scores"
-    version: int = 3
+    version: int = 4
     table: str = "scores"
     row_id: str = "source_id"
     keeps_rejected: bool = False

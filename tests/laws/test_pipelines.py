@@ -11,12 +11,14 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelines.contamination import TestPictures, contaminated
 from pipelines.corpus_facts import CorpusFacts, Rows, facts_of
-from pipelines.duplicates import Forms, matches, near_losers
+from pipelines.duplicates import near_losers
 from pipelines.inputs_table import ShardLimits, group
 from pipelines.sources import to_key, to_position
-from pipelines.stages.hashes import CROPS, mirrored, to_words
+from pipelines.stages.hashes import CROPS, flipped_distance, mirrored, to_words
 from pipelines.stages.selection import Selection
+from tests.unit.pipelines.hash_rows import brute, forms
 from tests.unit.pipelines.score_rows import RULE, row, table
 
 EXAMPLES = settings(max_examples=60, deadline=None)
@@ -40,7 +42,7 @@ def columns(rows: list[dict[str, Any]], shard_of: list[int]) -> Rows:
                 pixels=array([one["width"] * one["height"] for one in rows], "i8"),
                 short_side=array([one["short_side"] for one in rows], "i8"),
                 measures={name: array([one[name] for one in rows], "f8") for name in ("sharpness", "flatness")},
-                phash=hashes_of(rows, "phash"), crops=(hashes_of(rows, "phash"),) * len(CROPS),
+                words_NF4=forms(*[hashes_of(rows, "phash")] * (1 + len(CROPS))),
                 is_clear=np.ones(len(rows), bool), shards=[f"{i:05d}" for i in range(5)])
 
 
@@ -86,15 +88,19 @@ def test_of_copies_one_is_kept_and_of_what_is_kept_no_two_are_copies(rows: list[
 
 
 @EXAMPLES
-@given(hashes=st.lists(st.integers(0, 2**256 - 1) | st.integers(0, 63), unique=True, max_size=40), radius=st.integers(0, 15),
+@given(hashes=st.lists(st.integers(0, 2**256 - 1) | st.integers(0, 63), unique=True, max_size=40), radius=st.integers(0, 31),
        data=st.data())
-def test_matches_are_those_of_brute_force(hashes: list[int], radius: int, data: st.DataObject) -> None:
+def test_copies_and_test_pictures_are_those_of_brute_force(hashes: list[int], radius: int, data: st.DataObject) -> None:
     if hashes:  # random hashes lie 128 bits apart: add some that are near
         flips = data.draw(st.lists(st.tuples(st.sampled_from(hashes), st.sets(st.integers(0, 255), max_size=17)), max_size=10))
         hashes = sorted({*hashes, *(one ^ sum(1 << bit for bit in bits) for one, bits in flips)})
-    expected = {(i, j) for i, a in enumerate(hashes) for j, b in enumerate(hashes) if (a ^ b).bit_count() <= radius}
-    found = {pair for left, right in matches(words(hashes), words(hashes), radius) for pair in zip(left.tolist(), right.tolist())}
-    assert found == expected
+    some = words(hashes)
+    assert dict(near_losers(forms(some), np.arange(len(some)), radius, 1)) == brute(forms(some), radius)
+    half = len(some) // 2
+    tests = TestPictures(names=[str(n) for n in range(half)], words_M4=some[:half], owner_M=np.arange(half))
+    near = {i: np.flatnonzero(flipped_distance(one[None], some[:half]) <= radius) for i, one in enumerate(some[half:])}
+    found = contaminated(np.zeros(len(some) - half, "S32"), some[half:], np.ones(len(some) - half, bool), tests, radius, 1)
+    assert found == {i: str(those[0]) for i, those in near.items() if len(those)}
 
 
 @EXAMPLES
@@ -111,7 +117,7 @@ def test_from_the_best_to_the_worst_a_hash_is_kept_unless_a_kept_one_is_near(has
             expected[i] = min(near)
         else:
             kept.append(i)
-    assert dict(near_losers(Forms(own_N4=own), 2)) == expected
+    assert dict(near_losers(forms(own), np.arange(len(own)), 2, 1)) == expected
 
 
 @EXAMPLES

@@ -9,11 +9,13 @@ from pipelines.stages.hashes import (
     LEAST_QUALITY,
     cropped_hashes,
     distance,
-    eight_forms,
+    flipped_distance,
     measure_hashes,
     mirrored,
     perceptual_hash,
+    spans,
     to_words,
+    turned,
 )
 from pipelines.stages.measures.tiles import luma
 from supir_model.images import decode
@@ -58,18 +60,30 @@ def test_the_hash_stays_near_under_small_changes_and_far_between_photographs(gre
 
 def test_the_eight_forms_follow_from_the_bits(greys: list[np.ndarray]) -> None:
     grey = greys[0]
-    turned = [grey, grey[:, ::-1], grey[::-1], grey[::-1, ::-1]]
-    forms = eight_forms(hashed(grey))
-    for form, picture in zip(forms, [*turned, *(one.T for one in turned)], strict=True):
-        assert distance(form, hashed(picture)[0]) <= 2  # a coefficient of almost nothing
-    assert np.array_equal(mirrored(mirrored(forms)), forms)
+    own = hashed(grey)
+    for picture in (grey, grey[:, ::-1], grey[::-1], grey[::-1, ::-1]):
+        assert flipped_distance(own, hashed(picture)) <= 2  # a coefficient of almost nothing
+        assert flipped_distance(turned(own), hashed(picture.T)) <= 2
+    assert distance(mirrored(own), hashed(grey[:, ::-1])) <= 2
+    assert distance(turned(own), hashed(grey.T)) <= 2
+    assert np.array_equal(mirrored(mirrored(own)), turned(turned(own)))
 
 
-def test_a_centre_crop_is_near_to_the_column_of_crops(greys: list[np.ndarray]) -> None:
+def test_the_least_of_four_flips_is_told() -> None:
+    some = np.random.default_rng(0).integers(0, 2**64, (50, 4), dtype=np.uint64)
+    one, other = some[:25], some[25:]
+    down = other ^ np.array([2**64 - 1, 2**64 - 1, 0, 0], np.uint64)  # odd vertical frequencies
+    expected = np.min([distance(one, each) for each in (other, mirrored(other), down, mirrored(down))], axis=0)
+    assert np.array_equal(flipped_distance(one, other), expected)
+
+
+def test_crops_at_the_middle_and_the_corners_are_near_to_the_column_of_crops(greys: list[np.ndarray]) -> None:
     for grey in greys:
         crops = to_words(bytes.fromhex(measure_hashes(grey)["phash_crops"]))
-        assert distance(crops, hashed(_middle(grey, 0.92))).min() <= RADIUS
-        assert distance(cropped_hashes(grey, (0.8,)), hashed(_corner(grey, 0.8))).min() <= RADIUS
+        for cropped in (_middle(grey, 0.92), _corner(grey, 0.95), _corner(grey, 0.93)):
+            assert distance(crops, hashed(cropped)).min() <= RADIUS
+        corner = (spans(0.8, [0])[0], spans(0.8, [1])[0])
+        assert distance(cropped_hashes(grey, [corner]), hashed(_corner(grey, 0.8))).min() <= RADIUS
 
 
 def test_flat_pictures_are_known_and_any_size_has_a_hash(greys: list[np.ndarray]) -> None:
