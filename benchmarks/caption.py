@@ -90,8 +90,8 @@ def plain_loop(captioner: Any, photos: Sequence[bytes], lengths: Sequence[int], 
 
     tokens = 0
     for low in range(0, len(photos), batch):
-        pictures = [captioner.prepare(decode(data).rgb_HWC) for data in photos[low:low + batch]]
-        inputs = captioner._inputs(pictures)
+        pictures = [captioner.fit(decode(data).rgb_HWC) for data in photos[low:low + batch]]
+        inputs = captioner.processor(images=pictures, text=[captioner.prompt] * len(pictures), padding=True, return_tensors="pt")
         with torch.inference_mode():
             made = captioner.model.generate(**inputs, max_new_tokens=LENGTHS[1], do_sample=False, eos_token_id=2, pad_token_id=3,
                                             logits_processor=LogitsProcessorList([EndAt(lengths[low:low + batch])]))

@@ -251,7 +251,8 @@ def hash_folder(url: str) -> str:
     found = 0
     for entry in store.list():
         if not any(part.startswith(".") for part in entry.key.split("/")):
-            total.update(entry.key.encode() + b"\0" + hashlib.sha256(store.read(entry.key)).digest())
+            with store.open(entry.key) as file:
+                total.update(entry.key.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())  # type: ignore[arg-type]
             found += 1
     if not found:
         raise NotFound(f"{url} holds no file: expected a folder of weights")

@@ -36,14 +36,15 @@ class Refused:
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """One picture (uint8 RGB, height x width x 3) to caption. `place` is the caller's name for it.
+    """One picture (uint8 RGB, height x width x 3, or what the captioner's `prepare` made of it) to caption. `place` is the caller's name
+    for it.
 
     `seed` decides whatever is drawn by chance; `attempt` counts how often the picture was asked for before, so that another
     attempt can decode in another way.
     """
 
     place: int
-    picture_HWC: NDArray[Any] = field(repr=False)
+    picture_HWC: Any = field(repr=False)
     seed: int
     attempt: int = 0
 
@@ -69,8 +70,8 @@ class Captioner(Protocol):
     def prove(self) -> None:
         """Prove again that it still looks at pictures and says the same of the same one. Raises ValueError that teaches."""
 
-    def prepare(self, rgb_HWC: NDArray[Any]) -> NDArray[Any]:
-        """Shrink a picture to what the captioner will look at. Called in threads, ahead of `describe_all`, which takes both forms."""
+    def prepare(self, rgb_HWC: NDArray[Any]) -> Any:
+        """Make of a picture what the captioner will look at. Called in threads, ahead of `describe_all`, which takes both forms."""
         ...
 
     def describe_all(self, asked: Iterator[Asked]) -> Iterator[tuple[Asked, Captioned | Refused]]:

@@ -1,26 +1,27 @@
-"""LLaVA-1.5 through transformers: the captioner of the paper (Sec. 3.2), batched, and the same words for the same picture in any batch.
+"""LLaVA through transformers: the captioner of the paper (Sec. 3.2) and its successors, and the same words for the same picture in any
+batch.
 
 Legend: B batch, T tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipelines.stages.captioner import Asked, Canary, Captioned, Identity, InOrder, Refused, known_picture
-from pipelines.stages.weights import identity, is_local, local_folder
+from pipelines.stages.captioner import Asked, Canary, Captioned, Identity, InOrder, Refused
+from pipelines.stages.llava_loading import IMAGE_MARK, Quantized, check_image_tokens, load_llava, prompt_of
+from pipelines.stages.weights import identity, is_local
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 QUESTION = "Describe this image and its style in a very detailed manner."  # App. A.2 and released code
-# The conversation template vicuna_v1, which LLaVA-1.5 was trained with.
-VICUNA_V1 = ("A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite "
-             "answers to the user's questions. USER: <image>\n{question} ASSISTANT:")
 MAX_NEW_TOKENS = 512  # released code
-IMAGE_MARK = "<image>"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,37 +47,36 @@ RELEASED_SAMPLING = Decoding(temperature=0.2, top_p=0.7)  # released code
 
 @dataclass(frozen=True, kw_only=True)
 class LlavaSettings:
-    """What to load and how to ask. `model` is a folder (hashed into the version of the table) or a hub id (`owner/name`).
+    """What to load and how to ask. `model` is a folder here or on S3 (hashed into the version of the table) or a hub id (`owner/name`) of
+    LLaVA-1.5, LLaVA-NeXT (1.6) or LLaVA-OneVision.
 
-    `fit` says how a picture becomes the square that the vision tower sees: padded with the mean colour, as LLaVA-1.5 was
-    trained, or cut to its middle, as the published processor does. `canary` makes a worker prove that the model looks.
+    `template` `auto`: the paper's conversation for LLaVA-1.5, the processor's own for the others. `fit` says how LLaVA-1.5 gets its
+    square: padded with the mean colour, as it was trained, or cut to the middle, as the published processor does; the others read
+    pictures of any shape in tiles. `quantized` keeps the language model's weights in 8 or 4 bits (bitsandbytes, CUDA). `canary` makes a
+    worker prove that the model looks.
     """
 
     engine: str = "llava"
     model: str = field(metadata={"result": False})
     revision: str | None = None
     question: str = QUESTION
-    template: str = VICUNA_V1
+    template: str = "auto"
     max_new_tokens: int = MAX_NEW_TOKENS
     decoding: Decoding = GREEDY  # choice: a corpus caption can be made again
     reask: Decoding = REASK
     fit: Literal["pad", "crop"] = "pad"
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
+    quantized: Quantized = "none"
     device: str = field(default="auto", metadata={"result": False})
     canary: bool = field(default=True, metadata={"result": False})
 
     def __post_init__(self) -> None:
         if IMAGE_MARK in self.question:
             raise ValueError(f"captioner.question contains {IMAGE_MARK!r}, which marks the picture's place: leave it to the template")
-        if self.template.count(IMAGE_MARK) != 1 or "{question}" not in self.template:
-            raise ValueError(f"captioner.template has to contain {IMAGE_MARK} once, and {{question}}; found {self.template!r}")
+        if self.template != "auto" and (self.template.count(IMAGE_MARK) != 1 or "{question}" not in self.template):
+            raise ValueError(f"captioner.template has to be auto, or contain {IMAGE_MARK} once, and {{question}}; found {self.template!r}")
         if self.max_new_tokens < 1:
             raise ValueError(f"captioner.max_new_tokens is {self.max_new_tokens}, expected 1 or more")
-
-    @property
-    def prompt(self) -> str:
-        """The whole text that the model reads, with the mark where the picture goes."""
-        return self.template.replace("{question}", self.question)
 
     def weights(self) -> str:
         """What names the weights: the hash of the folder, or the hub's id and revision."""
@@ -87,13 +87,21 @@ class LlavaSettings:
         return LlavaCaptioner(self, weights, batch_size)
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A picture as the model's inputs, one row, on the CPU."""
+
+    inputs: dict[str, Any]
+
+
 class LlavaCaptioner(InOrder):
-    """LlavaForConditionalGeneration and its processor behind the captioner's seam."""
+    """A LLaVA and its processor behind the captioner's seam."""
 
     def __init__(self, settings: LlavaSettings, weights: str = "", batch_size: int = 8) -> None:
         self.settings = settings
         self.weights = weights
         self.batch_size = batch_size
+        self._processors: SimpleQueue[Any] = SimpleQueue()
 
     @property
     def identity(self) -> Identity:
@@ -101,12 +109,13 @@ class LlavaCaptioner(InOrder):
         address = self.settings.model
         if is_local(address):
             return Identity(engine="llava", model=address.rstrip("/").rsplit("/", 1)[-1], revision=self.weights)
-        commit = getattr(self.model.config, "_commit_hash", None)
-        return Identity(engine="llava", model=address, revision=str(commit or self.settings.revision or ""))
+        return Identity(engine="llava", model=address, revision=self._commit)
 
     def load(self) -> None:
         """Load model and processor, and prove that they belong together and that the model looks at pictures."""
         import torch
+
+        from pipelines.stages.llava_decoder import RollingDecoder
 
         wanted = self.settings.device
         self.device = ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
@@ -115,11 +124,12 @@ class LlavaCaptioner(InOrder):
                              "set captioner.device=cpu")
         name = ("bfloat16" if self.device.startswith("cuda") else "float32") if self.settings.dtype == "auto" else self.settings.dtype
         self.dtype = getattr(torch, name)
-        self.processor, self.model = load_llava(self.settings.model, self.settings.revision, self.device, self.dtype)
+        self.processor, self.model = load_llava(self.settings, self.weights, self.device, self.dtype)
+        self._commit = self.model.config.name_or_path.rstrip("/").rsplit("/", 1)[-1]  # the hub's cache names a folder by its commit
+        self.any_shape = self.model.config.model_type != "llava"
         self.side_px = _side_px(self.processor.image_processor)
-        self._check_image_tokens()
-        from pipelines.stages.llava_decoder import RollingDecoder
-
+        self.prompt = prompt_of(self.settings, self.model, self.processor)
+        check_image_tokens(self.settings.model, lambda picture: self._on_device(self.prepare(picture)), self.model, self.side_px)
         ends = _end_tokens(self.model, self.processor.tokenizer)
         self.decoder = RollingDecoder(self.model, ends, self.settings.max_new_tokens, self.batch_size)
         self.canary = Canary(self.side_px)
@@ -130,15 +140,33 @@ class LlavaCaptioner(InOrder):
         if self.settings.canary:
             self.canary.check(self, self.settings.model)
 
-    def prepare(self, rgb_HWC: NDArray[Any]) -> NDArray[Any]:
-        """The square that the vision tower sees. A picture that is that square already stays as it is."""
+    def fit(self, rgb_HWC: NDArray[Any]) -> NDArray[Any]:
+        """What the processor is given: LLaVA-1.5's square; the picture itself for models that read any shape."""
         from supir_model.images import crop, resize_short_side
 
-        if rgb_HWC.shape[:2] == (self.side_px, self.side_px):
+        if self.any_shape or rgb_HWC.shape[:2] == (self.side_px, self.side_px):
             return rgb_HWC
         if self.settings.fit == "crop":
             return crop(resize_short_side(rgb_HWC, self.side_px), self.side_px)
         return squared(rgb_HWC, self.side_px, self.processor.image_processor.image_mean)
+
+    def prepare(self, picture: NDArray[Any] | Prepared) -> Prepared:
+        """Resized, cut into tiles, normalised, with its prompt: all that threads can do ahead. What is prepared stays as it is."""
+        if isinstance(picture, Prepared):
+            return picture
+        with self._a_processor() as processor:
+            inputs = processor(images=[self.fit(picture)], text=[self.prompt], return_tensors="pt")
+        return Prepared({name: value.to(self.dtype) if name == "pixel_values" else value for name, value in inputs.items()})
+
+    @contextmanager
+    def _a_processor(self) -> Iterator[Any]:
+        """A processor for one thread at a time: tokenizers refuse to be used by two."""
+        try:
+            processor = self._processors.get_nowait()
+        except Empty:
+            processor = copy.deepcopy(self.processor)
+        yield processor
+        self._processors.put(processor)
 
     def describe_all(self, asked: Iterator[Asked]) -> Iterator[tuple[Asked, Captioned | Refused]]:
         """Captions as they end: a finished row leaves the batch and the next picture takes its place."""
@@ -146,59 +174,20 @@ class LlavaCaptioner(InOrder):
 
         def jobs() -> Iterator[Job]:
             for one in asked:
-                yield Job(ticket=one, inputs=self._inputs([self.prepare(one.picture_HWC)]), decoding=self._decoding(one), seed=one.seed)
+                inputs = self._on_device(self.prepare(one.picture_HWC))
+                yield Job(ticket=one, inputs=inputs, decoding=self._decoding(one), seed=one.seed)
 
         for job, tokens, ended in self.decoder.run(jobs()):
             one: Asked = job.ticket
             text = self.processor.tokenizer.decode(tokens, skip_special_tokens=True)
-            yield one, Captioned(text=" ".join(text.split()), finish_reason="stop" if ended else "length", prompt=self.settings.prompt,
+            yield one, Captioned(text=" ".join(text.split()), finish_reason="stop" if ended else "length", prompt=self.prompt,
                                  decoding=self._decoding(one).describe(one.seed), tokens=len(tokens))
 
     def _decoding(self, one: Asked) -> Decoding:
         return self.settings.reask if one.attempt and not self.settings.decoding.temperature else self.settings.decoding
 
-    def _inputs(self, pictures: Sequence[NDArray[Any]]) -> dict[str, Any]:
-        inputs = self.processor(images=list(pictures), text=[self.settings.prompt] * len(pictures), padding=True, return_tensors="pt")
-        moved = {name: value.to(self.device) for name, value in inputs.items()}
-        return moved | {"pixel_values": moved["pixel_values"].to(self.dtype)}
-
-    def _check_image_tokens(self) -> None:
-        import torch
-
-        with torch.inference_mode():
-            inputs = self._inputs([known_picture(self.side_px)])
-            marks = int((inputs["input_ids"] == self.model.config.image_token_id).sum())
-            features = self.model.get_image_features(inputs["pixel_values"])
-        made = features.pooler_output if hasattr(features, "pooler_output") else features
-        given = int(made[0].reshape(-1, made[0].shape[-1]).shape[0])
-        if marks != given:
-            raise ValueError(f"the processor of {self.settings.model} leaves {marks} places for a picture, the model fills {given}: "
-                             "they do not belong together; use the processor that was saved with the model")
-
-
-def load_llava(address: str, revision: str | None, device: str, dtype: Any) -> tuple[Any, Any]:
-    """(processor, model) from a folder or a hub id. Raises ValueError that teaches for another kind of model or missing weights."""
-    from safetensors import SafetensorError
-    from transformers import AutoConfig, LlavaForConditionalGeneration, LlavaProcessor
-
-    local = is_local(address)
-    source, options = (local_folder(address), {"local_files_only": True}) if local else (address, {"revision": revision})
-    try:
-        config = AutoConfig.from_pretrained(source, **options)
-        if config.model_type != "llava":
-            raise ValueError(f"{address} is a model of type {config.model_type!r}, expected 'llava' (LLaVA-1.5)")
-        processor = LlavaProcessor.from_pretrained(source, backend="pil", **options)  # the same pixels with and without a GPU
-        loaded: Any = LlavaForConditionalGeneration.from_pretrained(source, dtype=dtype, output_loading_info=True, **options)
-    except (OSError, RuntimeError, TypeError, SafetensorError) as error:  # what transformers raises for missing, foreign or cut files
-        where = "is its folder complete?" if local else "is the id right, and can this machine reach the hub or its cache?"
-        raise ValueError(f"{address} cannot be loaded as LLaVA ({type(error).__name__}: {error}): {where}") from error
-    model, info = loaded
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise ValueError(f"{address} lacks {len(missing)} of the model's weights (first: {missing[0]}): it would speak at random; use a "
-                         "complete folder")
-    processor.tokenizer.padding_side = "left"  # a decoder continues at the right end
-    return processor, model.to(device).eval()
+    def _on_device(self, prepared: Prepared) -> dict[str, Any]:
+        return {name: value.to(self.device) for name, value in prepared.inputs.items()}
 
 
 def padded(rgb_HWC: NDArray[Any], mean_C: Sequence[float]) -> NDArray[Any]:

@@ -111,7 +111,7 @@ class NegativesStage(TravelsAsFields):
     @cached_property
     def painter(self) -> Painter:
         """The pipeline, loaded where it is used: it does not travel."""
-        return Painter(self.prior, self.device, self.dtype, self.settings)
+        return Painter(self.prior, self.device, self.dtype, self.settings, self.weights)
 
     def setup(self) -> None:
         """Load the prior."""
@@ -169,6 +169,7 @@ class Painter:
     device: str
     dtype: str
     settings: NegativeSettings
+    weights: str = ""  # the hash that they must have
     memory: HalvedBatches = field(default_factory=HalvedBatches)
     pipeline: Any = None
 
@@ -182,7 +183,7 @@ class Painter:
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError(f"device is {self.device!r}, but this worker sees no GPU: set workers.gpus=1, or device=cpu")
         name = ("float16" if device.startswith("cuda") else "float32") if self.dtype == "auto" else self.dtype
-        self.pipeline = load_components(local_folder(self.prior), device, getattr(torch, name)).img2img()
+        self.pipeline = load_components(local_folder(self.prior, self.weights), device, getattr(torch, name)).img2img()
         self.pipeline.set_progress_bar_config(disable=True)
 
     def paint(self, pictures: Sequence[NDArray[Any]], image_ids: Sequence[str]) -> list[NDArray[Any]]:

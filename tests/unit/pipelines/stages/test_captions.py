@@ -196,7 +196,9 @@ def test_errors_before_any_work(tmp_path: Path, here: list[str], capsys: pytest.
 
 
 def test_recipes_are_whole_and_named() -> None:
-    assert set(RECIPES) == {"tiny", "llava_13b", "llava_7b", "llava_13b_released", "endpoint"}
+    assert set(RECIPES) == {"tiny", "llava_13b", "llava_7b", "llava_13b_released", "llava_13b_4bit", "llava_next", "llava_onevision",
+                            "endpoint"}
+    assert all(recipe().captioner.engine in ("facts", "llava", "endpoint") for recipe in RECIPES.values())
     released, greedy = RECIPES["llava_13b_released"]().captioner, RECIPES["llava_13b"]().captioner
     assert isinstance(released, LlavaSettings)
     assert isinstance(greedy, LlavaSettings)

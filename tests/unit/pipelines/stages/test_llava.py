@@ -80,7 +80,7 @@ def test_nucleus_sampling_draws_from_the_nucleus_with_its_probabilities() -> Non
 
 
 def plain_generate(captioner: LlavaCaptioner, picture: np.ndarray, ends: list[int], tokens: int) -> list[int]:
-    inputs = captioner._inputs([captioner.prepare(picture)])
+    inputs = captioner._on_device(captioner.prepare(picture))
     made = captioner.model.generate(**inputs, max_new_tokens=tokens, do_sample=False, eos_token_id=ends, pad_token_id=3)
     new = made[0, inputs["input_ids"].shape[1]:].tolist()
     return new[:new.index(next(token for token in new if token in ends))] if any(token in ends for token in new) else new
@@ -154,8 +154,10 @@ def test_pictures_are_padded_or_cut_to_the_square_of_the_tower(captioner: LlavaC
     assert square.shape == (40, 40, 3)
     assert square[0, 0].tolist() == [127, 63, 191]
     assert not square[15:25].any()
-    assert captioner.prepare(wide).shape == (56, 56, 3)
-    assert captioner.prepare(captioner.prepare(wide)).tobytes() == captioner.prepare(wide).tobytes()
+    assert captioner.fit(wide).shape == (56, 56, 3)
+    assert captioner.fit(captioner.fit(wide)).tobytes() == captioner.fit(wide).tobytes()
+    prepared = captioner.prepare(wide)
+    assert captioner.prepare(prepared) is prepared
 
 
 def test_a_model_that_does_not_look_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -174,7 +176,7 @@ def test_a_processor_of_another_model_is_refused(folder: Path, tmp_path: Path) -
     other = shutil.copytree(folder, tmp_path / "other")
     settings = json.loads((other / "processor_config.json").read_text())
     (other / "processor_config.json").write_text(json.dumps(settings | {"patch_size": 28}))
-    with pytest.raises(ValueError, match="leaves 4 places for a picture, the model fills 16"):
+    with pytest.raises(ValueError, match="leaves 4 places for a picture of 168 x 168, the model fills 16"):
         LlavaSettings(model=str(other)).build().load()
 
 
