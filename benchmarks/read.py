@@ -1,17 +1,20 @@
 #!/usr/bin/env python3
-"""From shards to 512 px crops: ours beside pure decoding and beside a torch DataLoader over the same shards. Prints one JSON line.
+"""From shards to 512 px crops: ours beside pure decoding and beside other readers of the same images. Prints one JSON line.
 
-    python benchmarks/read.py [--images 192] [--rounds 5] [--photos FOLDER]
+    python benchmarks/read.py [--images 192] [--rounds 7] [--photos FOLDER]
 
-One process, one thread. Ours is `training.batches.Batches`: the exact, resumable global sequence over committed shards, with their hashes
-verified; its degradation is left out. The loader reads the same Parquet files row group by row group, shuffles in a buffer and calls the
-same decoder. `decode` has all bytes in memory and does nothing but decode and crop. Each round goes once through all images, with
-nothing kept from the round before; sides are taken in turn, because rates drift. `first_s` is the time to the first sample.
+One process, OpenCV and torch with one thread. Ours is `training.batches.Batches`: the exact, resumable global sequence over committed
+shards, with their hashes verified; its degradation and its mirroring are left out. It opens shards ahead in threads of its own: `per_cpu_s`
+counts the processor's time of all threads. `loader`: a torch DataLoader that reads the same Parquet files in batches of rows.
+`webdataset` (where it is installed): the same images in tar shards, read by that library. Both shuffle in a buffer of 64, call the same
+decoder and verify nothing. `decode` has all bytes in memory and does nothing but decode and crop. Each round goes once through all images,
+with nothing kept from the round before; sides are taken in turn, because rates drift. `first_s` is the time to the first sample.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import platform
 import random
@@ -84,7 +87,7 @@ def ours(url: str, count: int, seed: int) -> Iterator[Any]:
     from training.recipes import encoder_tiny
 
     config = encoder_tiny()
-    options = replace(config.batch, crop_px=CROP_PX, short_side_px=SIDE_PX, lanes=4, cache_mb=0, exclude_heldout=False)
+    options = replace(config.batch, crop_px=CROP_PX, short_side_px=SIDE_PX, lanes=4, cache_mb=0, exclude_heldout=False, flip=False)
     config = replace(config, input=url, batch=options, seed=seed)
     batches = Batches(record.survey(config, captions=False).sources, seed=seed, options=options, world=1)
     for position in range(count):
@@ -117,6 +120,32 @@ def loader(url: str, count: int, seed: int) -> Iterator[Any]:
     yield from torch.utils.data.DataLoader(Shards(), batch_size=None, num_workers=0)
 
 
+def write_tars(folder: Path, pictures: list[bytes], count: int) -> None:
+    """The images of `build`, as webdataset's shards of as many."""
+    import io
+    import tarfile
+
+    for low in range(0, count, PER_SHARD):
+        with tarfile.open(folder / f"{low // PER_SHARD:05d}.tar", "w") as tar:
+            for i in range(low, min(low + PER_SHARD, count)):
+                data = commented(pictures[i % len(pictures)], i)
+                member = tarfile.TarInfo(f"{i:09d}.jpg")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+
+
+def tars(folder: Path, seed: int) -> Iterator[Any]:
+    import webdataset
+
+    from supir_model import images
+
+    chance = random.Random(seed)
+    files = sorted(str(path) for path in folder.glob("*.tar"))
+    chance.shuffle(files)
+    for sample in webdataset.WebDataset(files, shardshuffle=False, empty_check=False).shuffle(SHUFFLE, initial=SHUFFLE, rng=chance):
+        yield images.crop(images.decode(sample["jpg"]).rgb_HWC, CROP_PX, u_y=chance.random(), u_x=chance.random())
+
+
 def decode(pictures: list[bytes], count: int) -> Iterator[Any]:
     from supir_model import images
 
@@ -124,19 +153,29 @@ def decode(pictures: list[bytes], count: int) -> Iterator[Any]:
         yield images.crop(images.decode(pictures[i % len(pictures)]).rgb_HWC, CROP_PX)
 
 
-def timed(samples: Iterator[Any]) -> tuple[float, float, int]:
-    """(seconds, seconds to the first, how many)."""
-    begun, first, found = time.perf_counter(), 0.0, 0
+def timed(samples: Iterator[Any]) -> tuple[dict[str, float], int]:
+    """Seconds in all, of the processor, and to the first; how many samples."""
+    begun, begun_cpu, first, found = time.perf_counter(), time.process_time(), 0.0, 0
     for _ in samples:
         found += 1
         first = first or time.perf_counter() - begun
-    return time.perf_counter() - begun, first, found
+    return {"wall": time.perf_counter() - begun, "cpu": time.process_time() - begun_cpu, "first": first}, found
+
+
+def rates(taken: dict[str, list[dict[str, float]]], clock: str, count: int) -> dict[str, float]:
+    return {name: round(count / median(one[clock] for one in rounds), 1) for name, rounds in taken.items()}
+
+
+def ratios(taken: dict[str, list[dict[str, float]]], clock: str) -> dict[str, float]:
+    """Ours over each other side, medians of the rounds' ratios."""
+    pairs = {name: zip(rounds, taken["ours"], strict=True) for name, rounds in taken.items() if name != "ours"}
+    return {name: round(median(other[clock] / ours[clock] for other, ours in both), 3) for name, both in pairs.items()}
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=192)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--photos", type=Path, default=ROOT / "examples" / "photos")
     args = parser.parse_args(argv)
     sys.path.insert(0, str(ROOT))
@@ -145,31 +184,28 @@ def main(argv: list[str]) -> int:
 
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
-    pictures = photographs(args.photos)
-    seconds: dict[str, list[float]] = {}
-    first: dict[str, list[float]] = {}
-    with tempfile.TemporaryDirectory() as url:
-        build(url, pictures, args.images)
-        for seed in range(args.rounds):
-            sides: dict[str, Callable[[int], Iterator[Any]]] = {
-                "decode": lambda _: decode(pictures, args.images),
-                "ours": lambda seed: ours(url, args.images, seed),
-                "loader": lambda seed: loader(url, args.images, seed),
-            }
+    pictures, count = photographs(args.photos), args.images
+    sides: dict[str, Callable[[int], Iterator[Any]]] = {}
+    taken: dict[str, list[dict[str, float]]] = {}
+    with tempfile.TemporaryDirectory() as url, tempfile.TemporaryDirectory() as tar_folder:
+        build(url, pictures, count)
+        sides |= {"decode": lambda _: decode(pictures, count), "ours": lambda seed: ours(url, count, seed)}
+        sides |= {"loader": lambda seed: loader(url, count, seed)}
+        if importlib.util.find_spec("webdataset"):
+            write_tars(Path(tar_folder), pictures, count)
+            sides |= {"webdataset": lambda seed: tars(Path(tar_folder), seed)}
+        for seed in range(args.rounds + 1):
             for name, side in sides.items():
-                took, first_s, found = timed(side(seed))
-                assert found == args.images, f"{name} gave {found} samples, {args.images} were expected"
-                seconds.setdefault(name, []).append(took)
-                first.setdefault(name, []).append(first_s)
-            print(f"round {seed + 1} of {args.rounds}", file=sys.stderr, flush=True)
-    rates = {name: args.images / median(values) for name, values in seconds.items()}
-    ratios = {name: median(a / b for a, b in zip(seconds[name], seconds["ours"], strict=True)) for name in ("decode", "loader")}
-    result = {
-        "benchmark": "read", "images": args.images, "rounds": args.rounds, "cpu": platform.machine(), "torch": torch.__version__,
-        "images_per_s": {name: round(rate, 1) for name, rate in rates.items()},
-        "ours_to_decode": round(ratios["decode"], 3), "ours_to_loader": round(ratios["loader"], 3),
-        "first_s": {name: round(median(values), 3) for name, values in first.items()},
-    }  # fmt: skip
+                took, found = timed(side(seed))
+                assert found == count, f"{name} gave {found} samples, {count} were expected"
+                if seed:  # the first round imports and warms up
+                    taken.setdefault(name, []).append(took)
+            print(f"round {seed} of {args.rounds}", file=sys.stderr, flush=True)
+    result: dict[str, object] = {"benchmark": "read", "images": count, "rounds": args.rounds}
+    result |= {"cpu": platform.machine(), "torch": torch.__version__}
+    result |= {"images_per_s": rates(taken, "wall", count), "ours_to": ratios(taken, "wall")}
+    result |= {"images_per_cpu_s": rates(taken, "cpu", count), "ours_to_per_cpu_s": ratios(taken, "cpu")}
+    result |= {"first_s": {name: round(median(one["first"] for one in rounds), 3) for name, rounds in taken.items()}}
     print(json.dumps(result))
     return 0
 

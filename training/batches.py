@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -25,6 +25,8 @@ from training.record import Tables
 from training.size_condition import SizeIds, size_ids
 from training.timesteps import timestep
 
+OPENERS = 4  # choice: shards that a worker fetches and verifies at a time, beside what computes
+AHEAD_ROWS = 32  # choice: a shard is opened so many of its lane's draws before its first row is wanted
 FIXED_POSITION = 2**48  # validation draws its degradations far behind the last position of any training
 MAX_FIXED_SHARDS = 8  # choice: where validation pictures are looked for
 T = TypeVar("T")
@@ -46,7 +48,7 @@ class Sample:
 
 
 class Recent(Generic[T]):
-    """The most recently used values, up to a total size."""
+    """The most recently used values, up to a total size; nothing is kept where that is 0."""
 
     def __init__(self, limit: int) -> None:
         self._limit, self._total = limit, 0
@@ -58,6 +60,8 @@ class Recent(Generic[T]):
             self._values.move_to_end(name)
             return self._values[name][0]
         value = make()
+        if self._limit == 0:
+            return value
         self._values[name] = (value, size(value))
         self._total += self._values[name][1]
         while self._total > self._limit and len(self._values) > 1:
@@ -87,7 +91,8 @@ class SourceReader:
         self._dataset = Dataset(one.source.url)
         self._taken_down = self._dataset.takedowns()
         self._seed, self._options = seed, options
-        self._tables: Recent[Rows] = Recent(shards_in_memory)
+        self._tables: Recent[Future[Rows]] = Recent(max(1, shards_in_memory))
+        self._openers = ThreadPoolExecutor(OPENERS, thread_name_prefix="open-ahead")
         self._usable: dict[int, tuple[str, ...]] = {}
         self._lanes: dict[int, tuple[sequence.LaneOrder, list[sequence.Unit]]] = {}
 
@@ -105,8 +110,13 @@ class SourceReader:
                 usable = self._ids(shard)
                 row = self._captioned(shard, usable[units[unit].rows(len(usable))[k]])
                 if not self._barred(row):
+                    self._open_ahead(order, units, index + hop)
                     return row
         raise ValueError(f"{self.source.name}: every row of {self.source.url} is held out or taken down: add images")
+
+    def _open_ahead(self, order: sequence.LaneOrder, units: list[sequence.Unit], index: int) -> None:
+        """Start to fetch and verify the shard of a later draw; reading, hashing and decompressing leave the interpreter free."""
+        self._opening("images", units[order.locate(index + AHEAD_ROWS)[0]].shard)
 
     def _barred(self, row: dict[str, Any]) -> bool:
         parent = row.get("parent_image_id")
@@ -123,6 +133,7 @@ class SourceReader:
         lanes = self._options.lanes
         for hop in range(lanes):
             units = sequence.units_of((lane + hop) % lanes, lanes=lanes, shards=len(self._shards))
+            list(self._openers.map(self._ids, [unit.shard for unit in units]))  # many small files, at once
             sizes = tuple(len(unit.rows(len(self._ids(unit.shard)))) for unit in units)
             if sum(sizes):
                 order = sequence.LaneOrder(
@@ -171,7 +182,10 @@ class SourceReader:
         return self._options.exclude_heldout and is_held_out(image_id)
 
     def _rows(self, table: str, shard: int) -> Rows:
-        return self._tables.get((table, shard), lambda: Rows(self._read(table, shard, _COLUMNS[table])))
+        return self._opening(table, shard).result()
+
+    def _opening(self, table: str, shard: int) -> Future[Rows]:
+        return self._tables.get((table, shard), lambda: self._openers.submit(lambda: Rows(self._read(table, shard, _COLUMNS[table]))))
 
     def _read(self, table: str, shard: int, columns: list[str]) -> pa.Table:
         """Those of the columns that the shard has."""
@@ -250,8 +264,7 @@ class Batches:
     def _crop(self, row: dict[str, Any], position: int) -> np.ndarray[Any, Any]:
         rgb_HWC = self._decoded.get(row["image_id"], lambda: self._decode(row), lambda image: image.nbytes)
         u_y, u_x, mirrored = self._crop_draws(position)
-        rgb_HWC = images.crop(rgb_HWC, self._options.crop_px, u_y=u_y, u_x=u_x)
-        return images.mirror(rgb_HWC) if mirrored else rgb_HWC
+        return images.crop(rgb_HWC, self._options.crop_px, u_y=u_y, u_x=u_x, mirrored=mirrored)
 
     def _crop_draws(self, position: int) -> tuple[float, float, bool]:
         u_y, u_x, flip = (sequence.uniform(self._seed, purpose, position) for purpose in ("crop top", "crop left", "flip"))

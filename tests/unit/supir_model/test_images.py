@@ -221,10 +221,13 @@ def test_sizes() -> None:
         images.crop(rgb_HWC, 49)
 
 
-def test_a_mirror_is_numpys() -> None:
-    rgb_HWC = np.random.default_rng(0).integers(0, 256, (7, 5, 3), dtype=np.uint8)
-    assert np.array_equal(images.mirror(rgb_HWC), rgb_HWC[:, ::-1])
-    assert images.mirror(rgb_HWC).flags.c_contiguous
+def test_a_mirrored_crop_is_numpys() -> None:
+    rgb_HWC = np.random.default_rng(0).integers(0, 256, (7, 6, 3), dtype=np.uint8)
+    plain_HWC, mirrored_HWC = (images.crop(rgb_HWC, 5, u_y=1.0, u_x=0.0, mirrored=value) for value in (False, True))
+    assert np.array_equal(plain_HWC, rgb_HWC[2:, :5])
+    assert np.array_equal(mirrored_HWC, plain_HWC[:, ::-1])
+    assert plain_HWC.flags.c_contiguous
+    assert mirrored_HWC.flags.c_contiguous
 
 
 def test_ranges_and_layouts() -> None:
