@@ -28,7 +28,7 @@ def test_the_pixels_that_it_names_are_the_crops(mirrored: bool, short_side_px: i
     assert found[4:] == (64, 64)
     resized = images.resize_short_side(pixels, short_side_px or 130)
     crop = images.crop(resized, crop_px, u_y=u_y, u_x=u_x)
-    seen, whole = (images.mirror(crop), images.mirror(resized)) if mirrored else (crop, resized)
+    seen, whole = (crop[:, ::-1], resized[:, ::-1]) if mirrored else (crop, resized)
     assert np.array_equal(seen, whole[found.top : found.top + crop_px, found.left : found.left + crop_px])
 
 
@@ -50,4 +50,4 @@ def test_samples_bring_it_where_the_recipe_says_so(tmp_path: Path) -> None:
     assert found is not None
     resized = images.resize_short_side(images.decode(row["bytes"]).rgb_HWC, 96)
     place = slice(found.top, found.top + 64), slice(found.left, found.left + 64)
-    assert any(np.array_equal(gt_HWC, whole[place]) for whole in (resized, images.mirror(resized)))
+    assert any(np.array_equal(gt_HWC, whole[place]) for whole in (resized, resized[:, ::-1]))
