@@ -96,7 +96,7 @@ def seconds(function: Callable[[], object]) -> float:
 def parts(data: list[bytes]) -> dict[str, Callable[[], object]]:
     """Each measure on all photographs, with what it needs made before."""
     from pipelines.stages.hashes import measure_hashes
-    from pipelines.stages.measures import composition, compression, detail, edges, exposure, spectrum, tiles
+    from pipelines.stages.measures import composition, compression, detail, edges, exposure, spectrum, text, tiles
     from supir_model.images import decode
 
     rgb = [decode(one).rgb_HWC for one in data]
@@ -118,7 +118,7 @@ def parts(data: list[bytes]) -> dict[str, Callable[[], object]]:
         "cutoff": each(lambda g, tile: spectrum.cutoff(g, tile, 1.0), grey, laplacian), "blockiness": each(compression.blockiness, steps),
         "jpeg_quality": each(compression.jpeg_quality, data), "exposure, colour": each(light, rgb, grey),
         "border_px": each(composition.border_px, grey), "seam": each(composition.seam, steps), "repeats": each(composition.repeats, steps),
-        "phash": each(measure_hashes, grey),
+        "text_area": each(text.text_area, grey), "phash": each(measure_hashes, grey),
     }
 
 

@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 PHOTO = ROOT / "examples" / "photos" / "two_dogs_at_a_window.jpg"
 CELLS = ["original", "x4", "x8", "blur2_x4", "x4_noise40", "blur2_x4_noise20_jpeg50",
          "real_esrgan 0", "real_esrgan 1", "real_esrgan 2", "real_esrgan 3", "light_stablesr 0", "light_stablesr 1"]  # fmt: skip
-WIDE = ("sharpness", "noise", "blockiness", "bits_per_pixel")  # shown on a logarithmic axis
+WIDE = ("sharpness", "noise", "blockiness", "bits_per_pixel", "text_area")  # shown on a logarithmic axis
 SIZE_PX, SHOWN_PX, LABEL_PX, COLUMNS = 512, 232, 18, 4
 
 
@@ -63,8 +63,11 @@ def measures(folder: str) -> Path:
 
     found = measured(folder, max_pixels=10**8, threads=2)
     paper, strict = ({one.measure: one.threshold for one in rule().limits()} for rule in (paper_rule, strict_rule))
-    figure, axes = plt.subplots(4, 4, figsize=(11, 8.4), dpi=90, layout="constrained")
-    for axis, name in zip(axes.ravel(), MEASURES, strict=True):
+    rows = -(-len(MEASURES) // 4)
+    figure, axes = plt.subplots(rows, 4, figsize=(11, 2.1 * rows), dpi=90, layout="constrained")
+    for axis in axes.ravel()[len(MEASURES):]:
+        axis.axis("off")
+    for axis, name in zip(axes.ravel(), MEASURES):
         values = found.columns[name][np.isfinite(found.columns[name])]
         wide = name in WIDE
         edges = np.geomspace(max(values.min(), 1e-3), values.max(), 33) if wide else np.linspace(values.min(), max(values.max(), 1e-3), 33)

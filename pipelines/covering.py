@@ -23,7 +23,7 @@ from pipelines.stages.hashes import HASH_BITS, WORDS
 MIX = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: its multiples spread over the upper bits (Knuth, TAOCP 6.4)
 CHUNK = 1 << 15  # choice: keys made at a time; they stay in the cache
 FEWEST_PARTS, MOST_PARTS = 4, 8  # a part of four times 16 bits fills a uint64; keys of 32 bits, and of 16
-LOOK_NS, SORT_NS, PAIR_NS = 6, 60, 40  # measured: a hash looked up in a table, one sorted, a pair compared; on one core
+LOOK_NS, SORT_NS, PAIR_NS = 13, 60, 250  # measured at a million: a hash looked up, one sorted, a pair compared (memory far apart)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ def chosen_parts(certain: int, indexed: int, looked_up: int) -> tuple[Part, ...]
 
 def marked(keys: NDArray[Any]) -> NDArray[Any]:
     """bool (2**n,): at the upper n bits of these keys true; n so that few others fall on them."""
-    bits = min(max(len(keys).bit_length() + 4, 10), 24)
+    bits = min(max(len(keys).bit_length() + 4, 10), 28)
     marks = np.zeros(1 << bits, dtype=bool)
     marks[keys >> np.uint64(64 - bits)] = True
     return marks

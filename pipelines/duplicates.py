@@ -138,6 +138,10 @@ class _Search:
     def _table(self, part: Part, values: Array, mask: np.uint64) -> tuple[Array, Array, Array]:
         """Pairs, rows that are short, rows that are open. Entry e is form e % F of row e // F."""
         keyed = np.sort(self._keyed(part, values, mask))  # of one key the pictures themselves first, then other forms, each by rank
+        same = (keyed[1:] ^ keyed[:-1]) < KEY_UNIT
+        in_run = np.append(same, False)
+        in_run[1:] |= same
+        keyed = keyed[in_run]  # of most keys there is one
         second = np.flatnonzero((keyed[1:] ^ keyed[:-1]) < KEY_UNIT) + 1  # all of a run of one key but its first
         begins = np.diff(second, prepend=-1) != 1
         run, first = np.cumsum(begins) - 1, second[begins] - 1

@@ -47,6 +47,7 @@ def paper_rule() -> SelectionRule:
         border_px=fixed(8),  # choice: a bar as wide as a block
         seam=fixed(0.75),  # measured: one photograph of 187 (a shop front) reaches 0.69, of 4 x 1 collages 0.71 is the median
         repeats=fixed(0.9),  # measured: compressed photographs reach 0.87
+        text_area=fixed(0.1),  # measured: photographs reach 0.033, pages begin at 0.2 (of letters that are seen)
         entropy=fixed(4),  # measured: photographs begin at 5.0 (stars on black), pages of text lie at 3.4
         dark_share=fixed(0.6), bright_share=fixed(0.4),  # measured: a concert at night 0.49, an object on white 0.27
         cutoff=Threshold(percentile=2, at_least=0.6, at_most=0.7),  # measured: enlarged by 2: 0.5 to 0.6; native: 0.8 and more
@@ -60,6 +61,7 @@ def strict_rule() -> SelectionRule:
     """What nobody would object to, at the price of losing most: for the last phase of a training, or a test set."""
     return replace(
         paper_rule(), border_px=fixed(0), seam=fixed(0.5), repeats=fixed(0.8), entropy=fixed(5.5), dark_share=fixed(0.2),
+        text_area=fixed(0.02),  # measured: one photograph of 100, and all banners and captions of two lines
         bright_share=fixed(0.1), colourfulness=fixed(5), flatness=Threshold(percentile=90, at_least=0.2, at_most=0.4),
         sharpness=Threshold(percentile=15, at_least=60, at_most=200), cutoff=Threshold(percentile=10, at_least=0.8, at_most=0.85),
         jpeg_quality=Threshold(percentile=10, at_least=85, at_most=92), bits_per_pixel=fixed(0.5),

@@ -58,7 +58,8 @@ def urls() -> IngestConfig:
 def pd12m() -> IngestConfig:
     """PD12M: 12.4 million CC0 or public domain images with captions, hosted for this purpose on one bucket, which takes many requests.
 
-    Its table (id, url, caption, width, height, mime_type, hash, license, source) as its card describes it.
+    Its table (id, url, caption, width, height, mime_type, hash, license, source) as its card of late 2024 describes it; files that are
+    older say md5_hash and license_type.
     """
     return IngestConfig(input="s3://sources/PD12M/metadata", output="s3://corpus/pd12m", source_name="pd12m", expected_rows=12_400_000,
                         columns=Columns(url="url", caption="caption", licence_url="license", width="width", height="height"),
@@ -67,9 +68,14 @@ def pd12m() -> IngestConfig:
 
 
 def pd_extended() -> IngestConfig:
-    """pd-extended: the 34.8 million rows that PD12M was chosen from, of the same layout."""
-    return replace(pd12m(), input="s3://sources/pd-extended/metadata", output="s3://corpus/pd-extended", source_name="pd-extended",
-                   expected_rows=34_759_405)
+    """pd-extended: 34.8 million crops of PD12M inside Parquet (id, source_id, caption, image, mime_type, aesthetic_score, width, height).
+
+    Its card says that they were cut out of PD12M, so beside that every one of them is a copy of a part; licences are PD12M's, without a
+    column.
+    """
+    return IngestConfig(input="s3://sources/pd-extended", output="s3://corpus/pd-extended", source_name="pd-extended",
+                        columns=Columns(image="image", caption="caption", width="width", height="height"),
+                        wanted=Wanted(min_short_side_px=TRAINED_SIDE_PX), expected_rows=34_759_405)
 
 
 def common_catalog_by() -> IngestConfig:
@@ -85,21 +91,26 @@ def unsplash_lite() -> IngestConfig:
     """Unsplash Lite: 25,000 photographs, also for commercial use; the table has no licence column, its terms hold for all rows."""
     return IngestConfig(input="s3://sources/unsplash-lite/photos.tsv000", output="s3://corpus/unsplash-lite", source_name="unsplash-lite",
                         columns=Columns(url="photo_image_url", caption="photo_description", attribution="photographer_username",
-                                        width="photo_width", height="photo_height"),
+                                        source_url="photo_url", width="photo_width", height="photo_height"),
                         wanted=Wanted(min_short_side_px=TRAINED_SIDE_PX), expected_rows=25_000, expected_bytes=4 * 2**20)
 
 
 def laion_hd() -> IngestConfig:
-    """LAION-HD, 21 million after deduplication: addresses all over the web. It tells no licences: what may be used is for you to judge."""
+    """LAION-HD, 21.8 million after deduplication: addresses all over the web. It tells no licences: what may be used is for you to judge.
+
+    URL is what a public script reads from it; the other names are those of LAION's own lists.
+    """
     return IngestConfig(input="s3://sources/laion_hd_21M_deduped", output="s3://corpus/laion-hd", source_name="laion-hd",
                         columns=Columns(url="URL", caption="TEXT", width="WIDTH", height="HEIGHT"),
-                        wanted=Wanted(min_short_side_px=TRAINED_SIDE_PX), expected_rows=21_000_000,
+                        wanted=Wanted(min_short_side_px=TRAINED_SIDE_PX), expected_rows=21_800_000,
                         web=WebOptions(in_flight=256, host_in_flight=2, host_per_s=2.0), workers=WorkerOptions(workers=0))
 
 
 def ffhq() -> IngestConfig:
     """FFHQ's unaligned photographs (Sec. 4.1: 70 K faces), downloaded by its own script; licence and author of each from its record."""
-    allowed = ("Attribution License", "Public Domain Mark", "Public Domain Dedication (CC0)", "United States Government Work")
+    # addresses as its README has them, names as its record has the first of them
+    allowed = (*PUBLIC_DOMAIN, "https://creativecommons.org/licenses/by/2.0/", "http://www.usa.gov/copyright.shtml",
+               "Attribution License", "Public Domain Mark", "Public Domain Dedication (CC0)", "United States Government Work")
     return IngestConfig(input="s3://sources/ffhq/in-the-wild-images", output="s3://corpus/faces", source_name="ffhq",
                         sidecar="ffhq-dataset-v2.json", wanted=Wanted(licences=allowed), expected_rows=70_000)
 

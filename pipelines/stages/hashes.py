@@ -63,11 +63,19 @@ def cropped_hashes(grey_HW: NDArray[Any], boxes: Iterable[Box]) -> NDArray[Any]:
 
 def _coefficients(grey_HW: NDArray[Any], boxes: tuple[Box, ...]) -> Iterator[NDArray[Any]]:
     """For each box whole numbers: the orthonormal cosine transform times 2**28 * 32, frequencies 1..16, vertical ones first."""
-    import cv2
-
-    reduced_HW = cv2.resize(grey_HW, (REDUCED_PX, REDUCED_PX), interpolation=cv2.INTER_AREA).astype(np.float64)
+    reduced_HW = _reduced(grey_HW)
     vertical = {span: _transform(span) @ reduced_HW for span in dict.fromkeys(one for one, _ in boxes)}
     return (vertical[y] @ _transform(x).T for y, x in boxes)
+
+
+def _reduced(grey_HW: NDArray[Any]) -> NDArray[Any]:
+    """float64 (128, 128). Halved while it is large: four times as fast as at once."""
+    import cv2
+
+    while min(grey_HW.shape) >= 4 * REDUCED_PX:
+        height, width = (side // 2 for side in grey_HW.shape)
+        grey_HW = cv2.resize(grey_HW[:2 * height, :2 * width], (width, height), interpolation=cv2.INTER_AREA)
+    return np.asarray(cv2.resize(grey_HW, (REDUCED_PX, REDUCED_PX), interpolation=cv2.INTER_AREA), dtype=np.float64)
 
 
 @cache

@@ -87,6 +87,7 @@ class SelectionRule:
     flatness: Threshold | None = field(default=None, metadata=judged(MAX, "too_flat"))
     sharpness: Threshold | None = field(default=None, metadata=judged(MIN, "too_blurred"))
     repeats: Threshold | None = field(default=None, metadata=judged(MAX, "graphic"))
+    text_area: Threshold | None = field(default=None, metadata=judged(MAX, "text"))
     cutoff: Threshold | None = field(default=None, metadata=judged(MIN, "low_resolution"))
     jpeg_quality: Threshold | None = field(default=None, metadata=judged(MIN, "low_jpeg_quality"))
     bits_per_pixel: Threshold | None = field(default=None, metadata=judged(MIN, "few_bits"))

@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 MEASURES = (
     "sharpness", "flatness", "noise", "overshoot", "cutoff", "blockiness", "jpeg_quality", "bits_per_pixel", "dark_share", "bright_share",
-    "entropy", "colourfulness", "saturation", "border_px", "seam", "repeats",
+    "entropy", "colourfulness", "saturation", "border_px", "seam", "repeats", "text_area",
 )
 
 
 def measure(rgb_HWC: NDArray[Any], grey_HW: NDArray[Any], data: bytes) -> dict[str, float | None]:
     """Every one of MEASURES of a picture, its luma (tiles.luma) and its encoded bytes; None where one does not apply."""
-    from pipelines.stages.measures import composition, compression, detail, edges, exposure, spectrum, tiles
+    from pipelines.stages.measures import composition, compression, detail, edges, exposure, spectrum, text, tiles
 
     steps = tiles.steps(grey_HW)
     laplacian = detail.laplacian_tiles(grey_HW)
@@ -33,4 +33,5 @@ def measure(rgb_HWC: NDArray[Any], grey_HW: NDArray[Any], data: bytes) -> dict[s
         "dark_share": exposure.dark_share(levels), "bright_share": exposure.bright_share(levels), "entropy": exposure.entropy(levels),
         "colourfulness": exposure.colourfulness(colours), "saturation": exposure.saturation(colours),
         "border_px": composition.border_px(grey_HW), "seam": composition.seam(steps), "repeats": composition.repeats(steps),
+        "text_area": text.text_area(grey_HW),
     }

@@ -24,22 +24,22 @@ def overshoot(grey_HW: NDArray[Any]) -> float | None:
     """
     height, width = (max(side // LINES, 1) for side in grey_HW.shape)
     rows_NW, columns_NW = grey_HW[height // 2::height], np.ascontiguousarray(grey_HW[:, width // 2::width].T)
-    profiles = np.concatenate([_profiles(rows_NW), _profiles(columns_NW)])
-    low, high = _median_of_four(profiles[:, :4]), _median_of_four(profiles[:, -4:])
+    profiles = np.concatenate([_profiles(rows_NW), _profiles(columns_NW)], axis=1)
+    low, high = _median_of_four(profiles[:4]), _median_of_four(profiles[-4:])
     contrast = high - low
     steep = contrast >= CONTRAST
     if np.count_nonzero(steep) < LEAST:
         return None
-    over = profiles[:, REACH_PX + 1:REACH_PX + 5].max(axis=1) - high
-    under = low - profiles[:, REACH_PX - 4:REACH_PX].min(axis=1)
+    over = profiles[REACH_PX + 1:REACH_PX + 5].max(axis=0) - high
+    under = low - profiles[REACH_PX - 4:REACH_PX].min(axis=0)
     return rounded(np.mean(np.clip((over + under)[steep] / (2 * contrast[steep]), -0.5, 1.0), dtype=np.float64))
 
 
 def _profiles(lines_NW: NDArray[Any]) -> NDArray[Any]:
-    """float32 (edges, 2 * REACH_PX + 1): the pixels around the steepest places of lines, turned so that all of them rise."""
+    """float32 (2 * REACH_PX + 1, edges): the pixels around the steepest places of lines, turned so that all of them rise."""
     import cv2
 
-    none = np.zeros((0, 2 * REACH_PX + 1), np.float32)
+    none = np.zeros((2 * REACH_PX + 1, 0), np.float32)
     if len(lines_NW) == 0 or lines_NW.shape[1] <= 2 * REACH_PX + 2:
         return none
     step_NW = cv2.absdiff(lines_NW[:, 2:], lines_NW[:, :-2])  # column x: about the pixel x + 1
@@ -51,11 +51,10 @@ def _profiles(lines_NW: NDArray[Any]) -> NDArray[Any]:
     inside = (x + 1 >= REACH_PX) & (x + 1 < lines_NW.shape[1] - REACH_PX)
     x, line = x[inside] + 1, line[inside]
     thinned = slice(None, None, max(-(-len(x) // MOST), 1))
-    profiles = lines_NW[line[thinned, None], x[thinned, None] + np.arange(-REACH_PX, REACH_PX + 1)].astype(np.float32)
-    falling = profiles[:, REACH_PX + 1] < profiles[:, REACH_PX - 1]
-    profiles[falling] *= -1
+    profiles = lines_NW[line[thinned], x[thinned] + np.arange(-REACH_PX, REACH_PX + 1)[:, None]].astype(np.float32)
+    profiles *= np.where(profiles[REACH_PX + 1] < profiles[REACH_PX - 1], np.float32(-1), np.float32(1))
     return profiles
 
 
-def _median_of_four(values_N4: NDArray[Any]) -> NDArray[Any]:
-    return np.asarray(values_N4.sum(axis=1) - values_N4.min(axis=1) - values_N4.max(axis=1)) / 2
+def _median_of_four(values_4N: NDArray[Any]) -> NDArray[Any]:
+    return np.asarray(values_4N.sum(axis=0) - values_4N.min(axis=0) - values_4N.max(axis=0)) / 2

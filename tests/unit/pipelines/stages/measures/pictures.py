@@ -7,7 +7,7 @@ from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from supir_model.images import crop, decode
 from tests.helpers import ROOT
@@ -88,3 +88,24 @@ def screenshot(rgb_HWC: Rgb) -> Rgb:
         draw.text((200, 60 + 17 * line), "a line of text that says what a window says, again and again", fill=(30, 30, 30))
     page.paste(Image.fromarray(rgb_HWC).resize((160, 160)), (600, 420))
     return np.asarray(page)
+
+
+def written(rgb_HWC: Rgb, size_px: int, lines: int, *, banner: bool) -> Rgb:
+    """White lines of text, on a black banner or on the picture itself."""
+    picture = Image.fromarray(rgb_HWC)
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size_px)
+    step = round(size_px * 1.3)
+    if banner:
+        draw.rectangle((0, 20, picture.width, 40 + lines * step), fill="black")
+    for line in range(lines):
+        draw.text((12, 30 + line * step), "what a caption says of a picture " * 2, fill="white", font=font)
+    return np.asarray(picture)
+
+
+def page(size_px: int, side_px: int = 768) -> Rgb:
+    """A page of text."""
+    picture = Image.new("RGB", (side_px, side_px), "white")
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size_px)
+    for line in range(int((side_px - 80) / size_px / 1.4)):
+        draw.text((40, 40 + line * size_px * 1.4), "a page says this and that " * 2, fill=(20, 20, 20), font=font)
+    return np.asarray(picture)

@@ -109,6 +109,19 @@ def test_collages_and_windows_have_seams() -> None:
     assert window["entropy"] < 4 < min(one["entropy"] for one in originals())
 
 
+def test_text_on_calm_ground_is_measured_by_its_area() -> None:
+    assert max(one["text_area"] for one in originals()) < 0.02
+    for rgb_HWC in crops():
+        found = [of(pictures.written(rgb_HWC, 16, lines, banner=True))["text_area"] for lines in (2, 6)]
+        assert 0.03 < found[0] < found[1] < 0.5
+    for size_px in (16, 24, 32):
+        page = pictures.page(size_px)
+        assert of(page)["text_area"] > 0.2
+        assert of(pictures.jpeg(page, 50))["text_area"] > 0.2
+        assert of(np.ascontiguousarray(255 - page))["text_area"] > 0.2
+        assert of(np.ascontiguousarray(page.transpose(1, 0, 2)))["text_area"] < 0.05  # lines from top to bottom are not found
+
+
 @pytest.mark.parametrize("quality", [10, 30, 50, 75, 90, 95, 100])
 def test_the_quality_of_a_jpeg_is_read_from_its_tables(quality: int) -> None:
     data = pictures.jpeg_bytes(crops()[0], quality)
