@@ -101,6 +101,7 @@ def parts(data: list[bytes]) -> dict[str, Callable[[], object]]:
 
     rgb = [decode(one).rgb_HWC for one in data]
     grey = [tiles.luma(one) for one in rgb]
+    small = [tiles.halved(one, tiles.SMALL_PX) for one in grey]
     steps, laplacian = [tiles.steps(one) for one in grey], [detail.laplacian_tiles(one) for one in grey]
 
     def light(rgb_HWC: Any, grey_HW: Any) -> None:
@@ -118,7 +119,8 @@ def parts(data: list[bytes]) -> dict[str, Callable[[], object]]:
         "cutoff": each(lambda g, tile: spectrum.cutoff(g, tile, 1.0), grey, laplacian), "blockiness": each(compression.blockiness, steps),
         "jpeg_quality": each(compression.jpeg_quality, data), "exposure, colour": each(light, rgb, grey),
         "border_px": each(composition.border_px, grey), "seam": each(composition.seam, steps), "repeats": each(composition.repeats, steps),
-        "text_area": each(text.text_area, grey), "phash": each(measure_hashes, grey),
+        "halved": each(lambda g: tiles.halved(g, tiles.SMALL_PX), grey), "text_area": each(text.text_area, small),
+        "phash": each(measure_hashes, small),
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from pipelines.inputs_table import ShardLimits, Wanted
 from pipelines.runtime.cluster import WorkerOptions

@@ -71,7 +71,7 @@ class Scores(TravelsAsFields):
 
     def _measure(self, row: Row) -> tuple[Row, Prepared] | Outcome:
         from pipelines.stages.hashes import measure_hashes
-        from pipelines.stages.measures.tiles import luma
+        from pipelines.stages.measures.tiles import SMALL_PX, halved, luma
         from supir_model.images import ImageError, decode
 
         try:
@@ -80,9 +80,10 @@ class Scores(TravelsAsFields):
             return Outcome(row["source_id"], "failed", error.code, str(error))
         height, width = rgb_HWC.shape[:2]
         grey_HW = luma(rgb_HWC)
+        small_HW = halved(grey_HW, SMALL_PX)
         scores = {"image_id": row["image_id"], "source_id": row["source_id"], "width": width, "height": height,
-                  "short_side": min(width, height), **measure(rgb_HWC, grey_HW, row["bytes"]),
-                  **measure_hashes(grey_HW), "measured_by": f"{self.name} {self.version}"}
+                  "short_side": min(width, height), **measure(rgb_HWC, grey_HW, small_HW, row["bytes"]),
+                  **measure_hashes(small_HW), "measured_by": f"{self.name} {self.version}"}
         return scores, [judge.prepare(rgb_HWC) for judge in self.judges]
 
     def _judge(self, pairs: list[tuple[Row, Prepared]]) -> None:

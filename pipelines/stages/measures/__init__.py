@@ -16,8 +16,9 @@ MEASURES = (
 )
 
 
-def measure(rgb_HWC: NDArray[Any], grey_HW: NDArray[Any], data: bytes) -> dict[str, float | None]:
-    """Every one of MEASURES of a picture, its luma (tiles.luma) and its encoded bytes; None where one does not apply."""
+def measure(rgb_HWC: NDArray[Any], grey_HW: NDArray[Any], small_HW: NDArray[Any], data: bytes) -> dict[str, float | None]:
+    """Every one of MEASURES of a picture, its luma (tiles.luma), that halved to below
+    tiles.SMALL_PX, and its encoded bytes; None where one does not apply."""
     from pipelines.stages.measures import composition, compression, detail, edges, exposure, spectrum, text, tiles
 
     steps = tiles.steps(grey_HW)
@@ -33,5 +34,5 @@ def measure(rgb_HWC: NDArray[Any], grey_HW: NDArray[Any], data: bytes) -> dict[s
         "dark_share": exposure.dark_share(levels), "bright_share": exposure.bright_share(levels), "entropy": exposure.entropy(levels),
         "colourfulness": exposure.colourfulness(colours), "saturation": exposure.saturation(colours),
         "border_px": composition.border_px(grey_HW), "seam": composition.seam(steps), "repeats": composition.repeats(steps),
-        "text_area": text.text_area(grey_HW),
+        "text_area": text.text_area(small_HW),
     }

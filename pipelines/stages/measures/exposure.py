@@ -1,4 +1,4 @@
-"""Light and colour: clipping, entropy, colourfulness, saturation. Over every eighth row, or every eighth pixel in both directions:
+"""Light and colour: clipping, entropy, colourfulness, saturation. Over every sixteenth row, or every eighth pixel in both directions:
 they are sums over the whole picture."""
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipelines.stages.measures.tiles import rounded
 
-ROWS, PIXELS = 8, 8  # choice: 130,000 grey levels and 16,000 colours of a picture of 1024 x 1024
+ROWS, PIXELS = 16, 8  # choice: 65,000 grey levels and 16,000 colours of a picture of 1024 x 1024
 DARK, BRIGHT = 4, 251  # choice: what compression makes of 0 and 255
 OPPONENT = np.array([[1, -1, 0], [0.5, 0.5, -1]], np.float32)  # Hasler and Suesstrunk 2003, eq. 3 and 4
 

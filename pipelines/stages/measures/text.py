@@ -9,29 +9,27 @@ from numpy.typing import NDArray
 
 from pipelines.stages.measures.tiles import rounded
 
-SEEN_PX = 341  # choice: about the shorter side of what is looked at: letters of 20 px at 1024 are still apart, at half of the time of 512
-STROKE_PX = 5  # choice: what is narrower than this and stands out is a stroke
+STROKE_PX = 7  # choice: what is narrower than this and stands out is a stroke
 STROKE_STEP = 40  # choice: grey levels by which it stands out
-GAP_PX = 9  # choice: letters and words closer than this are one line
-LEAST_PX, HIGHEST_PX, LEAST_WIDTH_PX = 3, 28, 18  # choice: of a line
+GAP_PX = 12  # choice: letters and words closer than this are one line
+LEAST_PX, HIGHEST_PX, LEAST_WIDTH_PX = 4, 40, 24  # choice: of a line
+GRAIN_PX = 4  # choice: lines are sought in columns of this width: a third of the time
 LONG = 3  # choice: a line is this much longer than high
 FULL = 0.55  # choice: of the box around it, after letters were joined: leaves and branches make ragged boxes
-LEAST_INK = 0.002  # choice: of a picture; less is not worth looking at
+LEAST_INK = 0.005  # choice: of a picture; less is not worth looking at
 INK = (0.12, 0.6)  # measured: strokes are a fifth to a half of a line of print
 QUIET = 0.08  # choice: strokes above and below a line, where the space between lines is
 CALM = 25.0  # choice: standard deviation of the ground between the strokes, in grey levels
 
 
-def text_area(grey_HW: NDArray[Any]) -> float:
-    """The share (0..1) of a picture that lines of text cover.
+def text_area(small_HW: NDArray[Any]) -> float:
+    """The share (0..1) of a picture, `halved` to below tiles.SMALL_PX, that lines of text cover; letters of 14 px at 1024 are still apart.
 
     Strokes by top-hat and black-hat, joined along the line (after Epshtein's and others' remark that text is strokes of one width; our own
     definition), then kept where they are long, dense, alternate with their ground, lie between quiet rows, and the ground is of one tone.
     """
     import cv2
 
-    factor = max(round(min(grey_HW.shape) / SEEN_PX), 1)
-    small_HW = cv2.resize(grey_HW, (grey_HW.shape[1] // factor, grey_HW.shape[0] // factor), interpolation=cv2.INTER_AREA)
     square = np.ones((STROKE_PX, STROKE_PX), np.uint8)
     bright_HW = cv2.subtract(small_HW, cv2.morphologyEx(small_HW, cv2.MORPH_OPEN, square))
     dark_HW = cv2.subtract(cv2.morphologyEx(small_HW, cv2.MORPH_CLOSE, square), small_HW)
@@ -43,15 +41,18 @@ def _lines(small_HW: NDArray[Any], hat_HW: NDArray[Any]) -> int:
     import cv2
 
     ink_HW = cv2.threshold(hat_HW, STROKE_STEP, 255, cv2.THRESH_BINARY)[1]
-    if cv2.countNonZero(ink_HW) < LEAST_INK * ink_HW.size:
+    if cv2.countNonZero(ink_HW) < LEAST_INK * ink_HW.size or ink_HW.shape[1] < LEAST_WIDTH_PX:
         return 0
-    joined_HW = cv2.morphologyEx(ink_HW, cv2.MORPH_CLOSE, np.ones((1, GAP_PX), np.uint8))
-    joined_HW = cv2.morphologyEx(joined_HW, cv2.MORPH_OPEN, np.ones((LEAST_PX - 1, LEAST_WIDTH_PX * 2 // 3), np.uint8))
+    grains_HW = np.ascontiguousarray(cv2.dilate(ink_HW, np.ones((1, GRAIN_PX), np.uint8), anchor=(0, 0))[:, ::GRAIN_PX])
+    joined_HW = cv2.morphologyEx(grains_HW, cv2.MORPH_CLOSE, np.ones((1, GAP_PX // GRAIN_PX), np.uint8))
+    joined_HW = cv2.morphologyEx(joined_HW, cv2.MORPH_OPEN, np.ones((LEAST_PX - 1, LEAST_WIDTH_PX // GRAIN_PX - 1), np.uint8))
     total = 0
     for outline in cv2.findContours(joined_HW, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[0]:  # measured: components take 20 times as long
         x, y, width, height = cv2.boundingRect(outline)
+        is_full = cv2.contourArea(outline) >= FULL * (width - 1) * (height - 1)
+        x, width = x * GRAIN_PX, width * GRAIN_PX
         is_long = width >= max(LONG * height, LEAST_WIDTH_PX) and LEAST_PX <= height <= HIGHEST_PX
-        if is_long and cv2.contourArea(outline) >= FULL * (width - 1) * (height - 1) and _is_text(small_HW, ink_HW, x, y, width, height):
+        if is_full and is_long and _is_text(small_HW, ink_HW, x, y, width, height):
             total += width * height
     return total
 
@@ -63,7 +64,8 @@ def _is_text(small_HW: NDArray[Any], ink_HW: NDArray[Any], x: int, y: int, width
     inside_HW = ink_HW[y:y + height, across]
     if not INK[0] < cv2.countNonZero(inside_HW) / inside_HW.size < INK[1]:
         return False
-    beside = [one_HW for one_HW in (ink_HW[max(y - 3, 0):max(y - 1, 0), across], ink_HW[y + height + 1:y + height + 3, across]) if one_HW.size]
+    around = slice(max(y - 3, 0), max(y - 1, 0)), slice(y + height + 1, y + height + 3)
+    beside = [ink_HW[rows, across] for rows in around if ink_HW[rows, across].size]
     if sum(map(cv2.countNonZero, beside)) > QUIET * sum(one_HW.size for one_HW in beside):
         return False
     middle_W = inside_HW[height // 2]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+SMALL_PX = 768  # choice: what is measured of composition alone is measured of a picture that was halved to below this
 TILE_PX = 128  # choice: larger than a face's features, smaller than a sky
 DIGITS = 5  # so that the last bits of one machine's vector instructions do not change a content digest
 
@@ -23,6 +24,16 @@ def luma(rgb_HWC: NDArray[Any]) -> NDArray[Any]:
     if rgb_HWC.dtype != np.uint8 or rgb_HWC.ndim != 3 or rgb_HWC.shape[2] != 3 or 0 in rgb_HWC.shape:
         raise ValueError(f"a picture of shape {rgb_HWC.shape} and type {rgb_HWC.dtype} came in, expected uint8 height x width x 3")
     grey_HW: NDArray[Any] = cv2.cvtColor(rgb_HWC, cv2.COLOR_RGB2GRAY)
+    return grey_HW
+
+
+def halved(grey_HW: NDArray[Any], below_px: int) -> NDArray[Any]:
+    """Halved until its shorter side is below this: four times as fast as at once, and the first steps serve several measures."""
+    import cv2
+
+    while min(grey_HW.shape) >= below_px:
+        height, width = (side // 2 for side in grey_HW.shape)
+        grey_HW = cv2.resize(grey_HW[:2 * height, :2 * width], (width, height), interpolation=cv2.INTER_AREA)
     return grey_HW
 
 

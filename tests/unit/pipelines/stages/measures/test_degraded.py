@@ -18,7 +18,9 @@ FRAME = {"border_px": 0.0, "seam": 0.15}  # the worst of a thousand lines of 512
 
 
 def of(rgb_HWC: Rgb, data: bytes = b"") -> dict[str, float]:
-    return {name: np.nan if value is None else value for name, value in measure(rgb_HWC, tiles.luma(rgb_HWC), data).items()}
+    grey_HW = tiles.luma(rgb_HWC)
+    found = measure(rgb_HWC, grey_HW, tiles.halved(grey_HW, tiles.SMALL_PX), data)
+    return {name: np.nan if value is None else value for name, value in found.items()}
 
 
 @cache
@@ -119,7 +121,7 @@ def test_text_on_calm_ground_is_measured_by_its_area() -> None:
         assert of(page)["text_area"] > 0.2
         assert of(pictures.jpeg(page, 50))["text_area"] > 0.2
         assert of(np.ascontiguousarray(255 - page))["text_area"] > 0.2
-        assert of(np.ascontiguousarray(page.transpose(1, 0, 2)))["text_area"] < 0.05  # lines from top to bottom are not found
+        assert of(np.ascontiguousarray(page.transpose(1, 0, 2)))["text_area"] < 0.1  # lines from top to bottom are not found
 
 
 @pytest.mark.parametrize("quality", [10, 30, 50, 75, 90, 95, 100])
