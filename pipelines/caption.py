@@ -42,8 +42,9 @@ def run(config: CaptionConfig, options: RunOptions) -> int:
 def make_stage(config: CaptionConfig) -> CaptionStage:
     """The stage of a configuration, with the hashes of the weights that it will read."""
     vocabulary = folder_identity(config.clip_tokenizer) if config.clip_tokenizer else ""
-    return CaptionStage(captioner=config.captioner, checks=config.checks, seen=config.seen.identified(), batch_size=config.batch_size,
-                        clip_tokenizer=config.clip_tokenizer, weights=config.captioner.weights(), clip_vocabulary=vocabulary)
+    return CaptionStage(captioner=config.captioner, checks=config.checks, seen=config.seen.identified(),
+                        agreement=config.agreement.identified(), batch_size=config.batch_size, clip_tokenizer=config.clip_tokenizer,
+                        weights=config.captioner.weights(), clip_vocabulary=vocabulary)
 
 
 def main(argv: list[str]) -> int:

@@ -111,5 +111,22 @@ def _save_random(kind: Any, config: Any, folder: Path, seed: int) -> None:
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.mul_(4.0)  # the usual start is so small that the picture would not change a word
-    model.generation_config.pad_token_id = 3
+    if model.can_generate():
+        model.generation_config.pad_token_id = 3
     model.save_pretrained(folder)
+
+
+def tiny_clip(folder: Path) -> Path:
+    """A CLIP of some thousand parameters with its processor."""
+    from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor
+
+    tokenizer = tiny_tokenizer()
+    config = CLIPConfig(
+        text_config={"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+                     "num_attention_heads": 4, "max_position_embeddings": 77, "bos_token_id": 1, "eos_token_id": 2},
+        vision_config={"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 56,
+                       "patch_size": 14}, projection_dim=16)
+    _save_random(CLIPModel, config, folder, 0)
+    pictures = CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56})
+    CLIPProcessor(image_processor=pictures, tokenizer=tokenizer).save_pretrained(folder)
+    return folder

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from pipelines.runtime.cluster import WorkerOptions
+from pipelines.stages.agreement import AgreementSettings
 from pipelines.stages.caption_checks import CheckSettings
 from pipelines.stages.endpoint import EndpointSettings
 from pipelines.stages.facts import FactsSettings
@@ -20,14 +21,16 @@ class CaptionConfig:
     """`input` is a dataset with images and selections; captions are written beside them.
 
     `clip_tokenizer` is a folder with CLIP's tokenizer, which counts the tokens of each caption (None: not counted).
-    `selected_only` false captions every image and needs no selections. `seen` is what the captioner is shown. A reject rate outside
-    of `band` stops the job. `calibrate` (with --dry-run): rows that one worker does for the estimate of time and cost; 0: no estimate.
+    `selected_only` false captions every image and needs no selections. `seen` is what the captioner is shown, `agreement` whether a
+    CLIP has to find that captions fit. A reject rate outside of `band` stops the job.
+    `calibrate` (with --dry-run): rows that one worker does for the estimate of time and cost; 0: no estimate.
     """
 
     input: str
     captioner: FactsSettings | LlavaSettings | EndpointSettings
     checks: CheckSettings = field(default_factory=CheckSettings)
     seen: SeenSettings = field(default_factory=SeenSettings)
+    agreement: AgreementSettings = field(default_factory=AgreementSettings)
     band: RejectBand = field(default_factory=RejectBand)
     batch_size: int
     clip_tokenizer: str | None = None

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from infra.ledger import Outcome
 from pipelines.runtime.stage import Result, StageUnusable, TravelsAsFields
+from pipelines.stages.agreement import Agreement, AgreementSettings
 from pipelines.stages.caption_checks import CheckSettings, Fault, find_fault
 from pipelines.stages.captioner import Asked, Captioned, Captioner, Refused
 from pipelines.stages.endpoint import EndpointSettings
@@ -24,7 +25,7 @@ from pipelines.stages.views import Seen, SeenSettings
 SCHEMA = pa.schema([
     ("image_id", pa.string()), ("caption", pa.string()), ("engine", pa.string()), ("model", pa.string()), ("revision", pa.string()),
     ("prompt", pa.string()), ("decoding", pa.string()), ("finish_reason", pa.string()), ("verdict", pa.string()),
-    ("clip_tokens", pa.int32()), ("seen", pa.string())])
+    ("clip_tokens", pa.int32()), ("seen", pa.string()), ("agreement", pa.float32())])
 PROVE_EVERY_ROWS = 5000  # choice: a canary costs four captions, so less than a thousandth
 
 
@@ -38,7 +39,7 @@ class CaptionStage(TravelsAsFields):
     """
 
     name: ClassVar[str] = "caption"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     table: ClassVar[str] = "captions"
     row_id: ClassVar[str] = "source_id"  # the same bytes may stand twice among the images, once accepted and once as a duplicate
     keeps_rejected: ClassVar[bool] = False
@@ -46,6 +47,7 @@ class CaptionStage(TravelsAsFields):
     captioner: FactsSettings | LlavaSettings | EndpointSettings
     checks: CheckSettings
     seen: SeenSettings = field(default_factory=SeenSettings)
+    agreement: AgreementSettings = field(default_factory=AgreementSettings)
     batch_size: int = field(default=8, metadata={"result": False})
     clip_tokenizer: str | None = field(default=None, metadata={"result": False})
     weights: str = ""
@@ -63,6 +65,11 @@ class CaptionStage(TravelsAsFields):
         return self.seen.build()
 
     @cached_property
+    def judge(self) -> Agreement | None:
+        """Measures whether captions fit their pictures, if a CLIP was given."""
+        return self.agreement.build()
+
+    @cached_property
     def count_tokens(self) -> ClipTokens | None:
         """Counts CLIP's tokens, if a tokenizer was given."""
         return ClipTokens(self.clip_tokenizer) if self.clip_tokenizer else None
@@ -75,6 +82,8 @@ class CaptionStage(TravelsAsFields):
         """Load the captioner and let it prove itself."""
         self.engine.load()
         self.view.load()
+        if self.judge:
+            self.judge.load()
         assert self.count_tokens is None or self.count_tokens("a photograph") > 0, "the tokenizer counts nothing"
 
     def process(self, rows: dict[str, pa.Table], params: dict[str, Any]) -> Result:
@@ -85,7 +94,7 @@ class CaptionStage(TravelsAsFields):
             self._prove_now_and_then(len(chosen))
         slice_ = _Slice(self, images, chosen)
         said = dict(slice_.run())
-        captions = [self._row(slice_.ids[row], answer, attempt) for row, (answer, attempt) in sorted(said.items())]
+        captions = [self._row(slice_.ids[row], answer, attempt, slice_.cosines.get(row)) for row, (answer, attempt) in sorted(said.items())]
         outcomes += [slice_.outcomes[row] for row in sorted(slice_.outcomes)]
         counted = {"images": float(len(chosen)), "tokens": float(slice_.tokens), "wait_s": slice_.waiting.seconds} if chosen else {}
         return Result(pa.Table.from_pylist(captions, schema=SCHEMA), outcomes, counted)
@@ -99,12 +108,13 @@ class CaptionStage(TravelsAsFields):
             self._proved[0] = 0
         self._proved[0] += rows
 
-    def _row(self, image_id: str, answer: Captioned, attempt: int) -> dict[str, Any]:
+    def _row(self, image_id: str, answer: Captioned, attempt: int, cosine: float | None) -> dict[str, Any]:
         who = self.engine.identity
         return {"image_id": image_id, "caption": answer.text, "engine": who.engine, "model": who.model, "revision": who.revision,
                 "prompt": answer.prompt, "decoding": answer.decoding, "finish_reason": answer.finish_reason,
                 "verdict": f"ok_after_{attempt}" if attempt else "ok",
-                "clip_tokens": self.count_tokens(answer.text) if self.count_tokens else None, "seen": self.view.describe(image_id)}
+                "clip_tokens": self.count_tokens(answer.text) if self.count_tokens else None, "seen": self.view.describe(image_id),
+                "agreement": cosine}
 
 
 class _Slice:
@@ -118,6 +128,8 @@ class _Slice:
         self.again: deque[Asked] = deque()
         self.waiting = Waiting()
         self.tokens = 0
+        self.looks: dict[int, Any] = {}  # pictures under way, as CLIP sees them
+        self.cosines: dict[int, float] = {}
 
     def run(self) -> Iterator[tuple[int, tuple[Captioned, int]]]:
         """(row, (caption, attempts before it)) of every row that got a caption; the others are among `outcomes`."""
@@ -129,16 +141,32 @@ class _Slice:
                     self.outcomes[asked.place] = Outcome(self.sources[asked.place], "failed", answer.reason, answer.detail)
                     continue
                 self.tokens += answer.tokens
-                fault = find_fault(answer.text, answer.finish_reason, self.stage.checks)
+                fault = find_fault(answer.text, answer.finish_reason, self.stage.checks) or self._disagreement(asked.place, answer.text)
                 if fault is None:
+                    self.looks.pop(asked.place, None)
                     yield asked.place, (answer, asked.attempt)
                 else:
                     self._again_or_reject(asked, fault)
             if not self.again:
                 return
 
-    def _prepare(self, rgb_HWC: Any, row: int) -> Any:
-        return self.stage.engine.prepare(self.stage.view.show(rgb_HWC, self.ids[row]))
+    def _prepare(self, rgb_HWC: Any, row: int) -> tuple[Any, Any]:
+        """(the picture for the captioner, the picture for CLIP). Raises ImageError for one that a processor refuses."""
+        from supir_model.images import ImageError
+
+        seen_HWC = self.stage.view.show(rgb_HWC, self.ids[row])
+        try:
+            return self.stage.engine.prepare(seen_HWC), self.stage.judge.look(seen_HWC) if self.stage.judge else None
+        except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError) as error:
+            height, width = seen_HWC.shape[:2]
+            raise ImageError("processor_refused", f"{width} x {height}: {type(error).__name__}: {error}"[:300]) from error
+
+    def _disagreement(self, row: int, text: str) -> Fault | None:
+        judge = self.stage.judge
+        if judge is None:
+            return None
+        self.cosines[row] = judge.measure(self.looks[row], text)
+        return judge.fault(self.cosines[row], text)
 
     def _asked(self, decoded: Iterator[tuple[int, Any]]) -> Iterator[Asked]:
         """Faults that are asked about again go first: they fill the places beside what is new."""
@@ -146,12 +174,15 @@ class _Slice:
             if self.again:
                 yield self.again.popleft()
                 continue
-            row, picture = next(decoded, (None, None))
-            if row is None:
+            row, made = next(decoded, (-1, None))
+            if made is None:
                 return
-            if isinstance(picture, Outcome):
-                self.outcomes[row] = picture
+            if isinstance(made, Outcome):
+                self.outcomes[row] = made
             else:
+                picture, look = made
+                if look is not None:
+                    self.looks[row] = look
                 yield self._ask(row, picture, 0)
 
     def _ask(self, row: int, picture_HWC: Any, attempt: int) -> Asked:
@@ -161,6 +192,7 @@ class _Slice:
         if asked.attempt < self.stage.checks.reasks:
             self.again.append(self._ask(asked.place, asked.picture_HWC, asked.attempt + 1))
         else:
+            self.looks.pop(asked.place, None)
             self.outcomes[asked.place] = Outcome(self.sources[asked.place], "rejected", fault.reason, fault.detail)
 
 

@@ -246,7 +246,7 @@ class PromptsAsCaptions(TravelsAsFields):
     """images -> captions of a dataset of negatives: the caption of a sample is the prompt that made it (Sec. 4.1)."""
 
     name: ClassVar[str] = "negative_captions"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     table: ClassVar[str] = "captions"
     row_id: ClassVar[str] = "source_id"
     keeps_rejected: ClassVar[bool] = False
@@ -269,6 +269,6 @@ class PromptsAsCaptions(TravelsAsFields):
         """One caption a row."""
         made = rows["images"].select(["image_id", "prompt", "seed"]).to_pylist()
         said = [{"image_id": row["image_id"], "caption": row["prompt"], "engine": "prompt", "model": self.model, "revision": self.weights,
-                 "prompt": row["prompt"], "decoding": f"seed {row['seed']}", "finish_reason": "stop", "verdict": "ok",
+                 "prompt": row["prompt"], "decoding": f"seed {row['seed']}", "finish_reason": "stop", "verdict": "ok", "agreement": None,
                  "clip_tokens": self.count_tokens(row["prompt"]) if self.count_tokens else None, "seen": ""} for row in made]
         return Result(pa.Table.from_pylist(said, schema=captions.SCHEMA))
