@@ -150,6 +150,8 @@ def metrics(ledger: Ledger, progress: Progress) -> dict[str, float]:
     counts |= {f"rejected/{reason}": count for reason, count in ledger.rejected.items()}
     counts |= {f"failed/{reason}": count for reason, count in ledger.failed.items()}
     counts |= {f"reject_rate/{reason}": count / max(1, ledger.total) for reason, count in ledger.rejected.items()}
+    counts |= {f"seconds/{name.removesuffix('_s')}" if name.endswith("_s") else f"counted/{name}": amount
+               for name, amount in progress.counted.items()}  # of all workers together
     cost = {"cost_per_thousand": progress.cost_per_thousand} if progress.cost_per_thousand else {}
     return counts | {"elapsed_s": progress.elapsed_s, "rows_per_s": progress.rows_per_s, **progress.rates(), **cost}
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
@@ -96,7 +97,7 @@ class CaptionStage(TravelsAsFields):
         said = dict(slice_.run())
         captions = [self._row(slice_.ids[row], answer, attempt, slice_.cosines.get(row)) for row, (answer, attempt) in sorted(said.items())]
         outcomes += [slice_.outcomes[row] for row in sorted(slice_.outcomes)]
-        counted = {"images": float(len(chosen)), "tokens": float(slice_.tokens), "wait_s": slice_.waiting.seconds} if chosen else {}
+        counted = {**slice_.counted(), "near_captions": float(near(answer.text for answer, _ in said.values()))} if chosen else {}
         return Result(pa.Table.from_pylist(captions, schema=SCHEMA), outcomes, counted)
 
     def _prove_now_and_then(self, rows: int) -> None:
@@ -117,6 +118,13 @@ class CaptionStage(TravelsAsFields):
                 "agreement": cosine}
 
 
+def near(texts: Iterable[str]) -> int:
+    """How many captions are near an earlier one of the same slice."""
+    from pipelines.stages.near_texts import near_groups
+
+    return sum(len(group) - 1 for group in near_groups(list(texts)))
+
+
 class _Slice:
     """The captions of one slice on their way: pictures that are decoded next, faults that are asked about again."""
 
@@ -128,6 +136,7 @@ class _Slice:
         self.again: deque[Asked] = deque()
         self.waiting = Waiting()
         self.tokens = 0
+        self.start, self.check_s = time.monotonic(), 0.0
         self.looks: dict[int, Any] = {}  # pictures under way, as CLIP sees them
         self.cosines: dict[int, float] = {}
 
@@ -141,7 +150,7 @@ class _Slice:
                     self.outcomes[asked.place] = Outcome(self.sources[asked.place], "failed", answer.reason, answer.detail)
                     continue
                 self.tokens += answer.tokens
-                fault = find_fault(answer.text, answer.finish_reason, self.stage.checks) or self._disagreement(asked.place, answer.text)
+                fault = self._fault(asked.place, answer)
                 if fault is None:
                     self.looks.pop(asked.place, None)
                     yield asked.place, (answer, asked.attempt)
@@ -160,6 +169,18 @@ class _Slice:
         except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError) as error:
             height, width = seen_HWC.shape[:2]
             raise ImageError("processor_refused", f"{width} x {height}: {type(error).__name__}: {error}"[:300]) from error
+
+    def counted(self) -> dict[str, float]:
+        """Amounts for the commit; seconds in which the model waited for pictures, answers were checked, and the rest: the model's own."""
+        model_s = time.monotonic() - self.start - self.waiting.seconds - self.check_s
+        return {"images": float(len(self.rows)), "tokens": float(self.tokens), "wait_s": self.waiting.seconds, "check_s": self.check_s,
+                "model_s": model_s}
+
+    def _fault(self, row: int, answer: Captioned) -> Fault | None:
+        start = time.monotonic()
+        fault = find_fault(answer.text, answer.finish_reason, self.stage.checks) or self._disagreement(row, answer.text)
+        self.check_s += time.monotonic() - start
+        return fault
 
     def _disagreement(self, row: int, text: str) -> Fault | None:
         judge = self.stage.judge

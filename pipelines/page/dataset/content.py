@@ -78,7 +78,9 @@ class Captions:
     engines: list[Share]
     tokens: Measure | None
     words: list[Share]
-    repeated: list[Share]  # captions that stand under more than one picture, but for case and digits
+    repeated: list[Share]  # captions that stand under more than one picture, in nearly the same words; the largest groups
+    near: int  # captions of the sample that have a near one
+    sampled: int
     shown: list[Shown]
     rejected: list[Share]
     refused: list[Shown]  # pictures whose caption was rejected, with the reason and what was said

@@ -13,6 +13,7 @@ from pipelines.page.dataset import measure
 from pipelines.page.dataset.content import Captions, Share, Shown
 from pipelines.page.dataset.sample import Sample
 from pipelines.page.reading import shorten
+from pipelines.stages.near_texts import near_groups
 
 MOST_WORDS, MOST_REPEATED = 40, 8  # choice: what is read at a glance
 WORD = re.compile(r"[^\W\d_]{4,}")  # shorter ones say nothing of the picture
@@ -28,14 +29,16 @@ def captions(sample: Sample, pictures: dict[str, Picture], most: int) -> Caption
         return None
     rows = list(sample.rows("captions", ["image_id", "caption", "engine", "model", "clip_tokens"]))
     said = Counter(word for row in rows for word in set(WORD.findall(row["caption"].lower())) - COMMON)
-    twice = Counter(normal(row["caption"]) for row in rows)
+    twice = near_groups([row["caption"] for row in rows])
     ledger = sample.dataset.snapshot("captions").ledger
     return Captions(
         rows=sample.dataset.snapshot("captions").rows,
         engines=[Share(label=label, count=n) for label, n in Counter(who(row) for row in rows).most_common(6)],
         tokens=tokens([row.get("clip_tokens") for row in rows]),
         words=[Share(label=word, count=count) for word, count in said.most_common(MOST_WORDS)],
-        repeated=[Share(label=shorten(text, 160), count=count) for text, count in twice.most_common(MOST_REPEATED) if count > 1],
+        repeated=[Share(label=shorten(rows[group[0]]["caption"], 160), count=len(group)) for group in twice[:MOST_REPEATED]],
+        near=sum(map(len, twice)),
+        sampled=len(rows),
         shown=shown(sample, rows, pictures, most),
         rejected=[Share(label=one.reason, count=one.count) for one in losses(ledger) if one.reason != NOT_ASKED],
         refused=refused(sample, pictures, most),
@@ -45,11 +48,6 @@ def captions(sample: Sample, pictures: dict[str, Picture], most: int) -> Caption
 def who(row: dict[str, str]) -> str:
     """Engine and model, once where they have one name."""
     return " ".join(dict.fromkeys(name for name in (row["engine"], row.get("model", "")) if name))
-
-
-def normal(caption: str) -> str:
-    """A caption without case, digits and punctuation: near-duplicates become equal."""
-    return " ".join(re.findall(r"[^\W\d_]+", caption.lower()))
 
 
 def tokens(counted: list[int | None]) -> measure.Measure | None:

@@ -134,7 +134,9 @@ def _captions(captions: Captions | None) -> Html:
         lengths,
         tag("h3", "Most common words"),
         cloud,
-        _shares("Said of more than one picture, but for case and digits", captions.repeated) if captions.repeated else "",
+        _shares(f"Said of more than one picture in nearly the same words: {captions.near:,} of {captions.sampled:,}", captions.repeated)
+        if captions.repeated
+        else "",
         tag("h3", "Beside their pictures"),
         tag("div", *cards, class_="cards"),
     )
