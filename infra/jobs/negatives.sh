@@ -1,7 +1,8 @@
 #!/bin/sh
-# Make the negatives of a corpus on a cluster:  infra/jobs/negatives.sh s3://corpus/v1 s3://corpus/negatives-v1 --set prior=/weights/sdxl-base-1.0
-# RAY_ADDRESS is the cluster's dashboard, e.g. http://head:8265 (with a token: RAY_AUTH_MODE=token). `prior` is a folder that every node can
-# read, SDXL in diffusers' layout. The same command again continues.
+# Make the negatives of a corpus on a cluster:  infra/jobs/negatives.sh s3://corpus/v1 s3://corpus/negatives-v1 --set prior=s3://models/sdxl-base-1.0
+# What it will take, before it is paid for: the same with --dry-run --calibrate 16
+# RAY_ADDRESS is the cluster's dashboard, e.g. http://head:8265 (with a token: RAY_AUTH_MODE=token). `prior` is SDXL in diffusers' layout: a
+# folder that every node can read, or one on S3. Environment and RUNTIME_ENV: as in caption.sh. The same command again continues.
 set -eu
 : "${RAY_ADDRESS:?set RAY_ADDRESS to the dashboard of the cluster, e.g. http://head:8265}"
 : "${2:?usage: infra/jobs/negatives.sh DATASET OUTPUT [flags of pipelines/negatives.py]}"
@@ -9,4 +10,5 @@ corpus=$1
 output=$2
 shift 2
 cd "$(dirname "$0")/../.."
-exec ray job submit --working-dir . -- python pipelines/negatives.py --recipe paper_100k --input "$corpus" --output "$output" "$@"
+exec ray job submit --working-dir . ${RUNTIME_ENV:+--runtime-env-json "$RUNTIME_ENV"} -- \
+    python pipelines/negatives.py --recipe paper_100k --input "$corpus" --output "$output" "$@"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from pipelines.runtime.stage import Result, TravelsAsFields
 from pipelines.stages import captions
 from pipelines.stages.captions import ClipTokens, seed_of
 from pipelines.stages.memory import HalvedBatches
-from pipelines.stages.pictures import decoded_batches
+from pipelines.stages.pictures import Waiting, decoded_batches
 from pipelines.stages.weights import local_folder
 
 if TYPE_CHECKING:
@@ -125,7 +126,8 @@ class NegativesStage(TravelsAsFields):
         outcomes = [Outcome(source_id, "rejected", "not_chosen") for source_id in ids if source_id not in parents]
         chosen = [row for row, source_id in enumerate(ids) if source_id in parents]
         made: list[dict[str, Any]] = []
-        for batch in decoded_batches(images, chosen, self.batch_size, self.row_id, self.fit):
+        waiting, start = Waiting(), time.monotonic()
+        for batch in decoded_batches(images, chosen, self.batch_size, self.row_id, self.fit, waiting):
             outcomes += batch.failed
             records = [images.slice(row, 1).drop_columns(["bytes"]).to_pylist()[0] for row in batch.rows]
             pictures = self.painter.paint(batch.pictures, [record["image_id"] for record in records])
@@ -135,7 +137,9 @@ class NegativesStage(TravelsAsFields):
                     outcomes.append(Outcome(record["source_id"], "rejected", fault[0], fault[1]))
                 else:
                     made.append(self._row(record, picture))
-        return Result(pa.Table.from_pylist(made, schema=SCHEMA), outcomes)
+        model_s = time.monotonic() - start - waiting.seconds
+        counted = {"images": float(len(chosen)), "wait_s": waiting.seconds, "model_s": model_s} if chosen else {}
+        return Result(pa.Table.from_pylist(made, schema=SCHEMA), outcomes, counted)
 
     def fit(self, rgb_HWC: NDArray[Any]) -> NDArray[Any]:
         """The middle square of a photograph, at the size of the samples."""

@@ -64,13 +64,14 @@ def decoded_rows(images: pa.Table, rows: Sequence[int], ahead: int, row_id: str,
                 future.cancel()
 
 
-def decoded_batches(images: pa.Table, rows: Sequence[int], batch_size: int, row_id: str, prepare: Prepare | None = None) -> Iterator[Batch]:
+def decoded_batches(images: pa.Table, rows: Sequence[int], batch_size: int, row_id: str, prepare: Prepare | None = None,
+                    waiting: Waiting | None = None) -> Iterator[Batch]:
     """Decode chosen rows of an images table, `batch_size` at a time; the next batch is decoded while the caller has this one."""
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, expected 1 or more")
     shaped = None if prepare is None else lambda picture, _row: prepare(picture)
     batch = Batch()
-    for row, result in decoded_rows(images, rows, batch_size, row_id, shaped):
+    for row, result in decoded_rows(images, rows, batch_size, row_id, shaped, waiting):
         if isinstance(result, Outcome):
             batch.failed.append(result)
         else:

@@ -83,6 +83,31 @@ def test_a_batch_gives_the_same_pictures_but_for_rounding(stage: NegativesStage,
         assert difference.max() <= 2  # of 255: convolutions add up in another order in a batch
 
 
+def test_out_of_memory_halves_the_batch_and_goes_on(stage: NegativesStage, images: pa.Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from pipelines.stages.memory import HalvedBatches
+
+    painter, sizes = stage.painter, []
+    paint = painter.pipeline
+
+    def small(**asked: Any) -> Any:
+        sizes.append(len(asked["image"]))
+        if sizes[-1] > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return paint(**asked)
+
+    monkeypatch.setattr(painter, "pipeline", small)
+    monkeypatch.setattr(painter, "memory", HalvedBatches())
+    batched = replace(stage, batch_size=4)
+    batched.__dict__["painter"] = painter
+    result = batched.process({"images": images}, everyone(images))
+    assert sizes == [4, 2, 1, 1, 1, 1]
+    assert result.counted["images"] == result.table.num_rows == 4
+    monkeypatch.setattr(painter, "pipeline", paint)
+    assert stage.process({"images": images}, everyone(images)).table.equals(result.table)
+
+
 def test_another_seed_gives_another_picture(prior: str, images: pa.Table, stage: NegativesStage) -> None:
     other = NegativesStage(settings=replace(SETTINGS, seed=1), prior=prior, weights="w", device="cpu")
     one = stage.process({"images": images.slice(0, 1)}, everyone(images)).table.to_pylist()[0]
