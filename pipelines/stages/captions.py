@@ -73,7 +73,7 @@ class CaptionStage(TravelsAsFields):
     @cached_property
     def count_tokens(self) -> ClipTokens | None:
         """Counts CLIP's tokens, if a tokenizer was given."""
-        return ClipTokens(self.clip_tokenizer) if self.clip_tokenizer else None
+        return ClipTokens(self.clip_tokenizer, self.clip_vocabulary) if self.clip_tokenizer else None
 
     @cached_property
     def _proved(self) -> list[int]:
@@ -220,12 +220,12 @@ class _Slice:
 class ClipTokens:
     """Counts the tokens of a text as CLIP reads it, begin and end included. CLIP reads 77; longer captions are kept whole."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, identity: str = "") -> None:
         from transformers import CLIPTokenizer
 
         from pipelines.stages.weights import local_folder
 
-        self._tokenizer = CLIPTokenizer.from_pretrained(local_folder(folder), local_files_only=True)
+        self._tokenizer = CLIPTokenizer.from_pretrained(local_folder(folder, identity), local_files_only=True)
 
     def __call__(self, text: str) -> int:
         return len(self._tokenizer(text, truncation=False, verbose=False)["input_ids"])

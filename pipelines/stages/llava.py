@@ -129,14 +129,15 @@ class LlavaCaptioner(InOrder):
         self.any_shape = self.model.config.model_type != "llava"
         self.side_px = _side_px(self.processor.image_processor)
         self.prompt = prompt_of(self.settings, self.model, self.processor)
-        check_image_tokens(self.settings.model, lambda picture: self._on_device(self.prepare(picture)), self.model, self.side_px)
         ends = _end_tokens(self.model, self.processor.tokenizer)
         self.decoder = RollingDecoder(self.model, ends, self.settings.max_new_tokens, self.batch_size)
         self.canary = Canary(self.side_px)
         self.prove()
 
     def prove(self) -> None:
-        """A blank picture and a landscape give different captions, and the same ones alone, together, and at every later time."""
+        """The processor leaves the places that the model fills; a blank picture and a landscape give different captions, and the same ones
+        alone, together, and at every later time."""
+        check_image_tokens(self.settings.model, lambda picture: self._on_device(self.prepare(picture)), self.model, self.side_px)
         if self.settings.canary:
             self.canary.check(self, self.settings.model)
 

@@ -263,7 +263,7 @@ class PromptsAsCaptions(TravelsAsFields):
     @cached_property
     def count_tokens(self) -> ClipTokens | None:
         """Counts CLIP's tokens, if a tokenizer was given."""
-        return ClipTokens(self.clip_tokenizer) if self.clip_tokenizer else None
+        return ClipTokens(self.clip_tokenizer, self.clip_vocabulary) if self.clip_tokenizer else None
 
     def setup(self) -> None:
         """Load the tokenizer."""

@@ -77,8 +77,9 @@ class Seen:
 
         assert settings.prior is not None, "checked by identified()"
         self._device = ("cuda" if torch.cuda.is_available() else "cpu") if settings.device == "auto" else settings.device
-        encoder = local_folder(settings.encoder) if settings.encoder else None
-        self._restorer = load_restorer(local_folder(settings.prior), encoder=encoder, adaptor=None, device=self._device,
+        prior, trained = settings.weights.split() or ("", "")
+        encoder = local_folder(settings.encoder, trained) if settings.encoder else None
+        self._restorer = load_restorer(local_folder(settings.prior, prior), encoder=encoder, adaptor=None, device=self._device,
                                        dtype=torch.float32)
 
     def describe(self, image_id: str) -> str:
