@@ -169,11 +169,11 @@ def hash_ms(pictures: list[Any]) -> float:
 
 def skew(own_N4: Any, upper: Any) -> float:
     """How much more often two different photographs share a key than random hashes do."""
-    from pipelines.covering import chosen_parts
+    from pipelines.covering import MOST_PARTS, parts
     from pipelines.duplicates import CERTAIN
 
     def shared(words_N4: Any) -> float:
-        keys = (part.keys(part.values(words_N4), mask) for part in chosen_parts(CERTAIN, 20_000_000, 300_000_000) for mask in part.masks)
+        keys = (part.keys(part.values(words_N4), mask) for part in parts(MOST_PARTS, CERTAIN) for mask in part.masks)
         return float(np.mean([(one[:, None] == one[None])[upper].mean() for one in keys]))
 
     return round(shared(own_N4) / (shared(np.random.default_rng(0).integers(0, 2**64, own_N4.shape, np.uint64)) or 1e-9), 2)

@@ -15,13 +15,13 @@ from pipelines.page.corpus import flow_of, losses
 from pipelines.page.dataset import measure, said
 from pipelines.page.dataset.content import DatasetPage, Group, Measure, Share, Sheet, Shown, Work
 from pipelines.page.dataset.limits import limits
-from pipelines.page.dataset.sample import Sample
+from pipelines.page.dataset.sample import DUPLICATES, Sample
+from pipelines.page.markup import words
 from pipelines.page.reading import shorten
 from pipelines.recipes.report import DatasetReportConfig
 
 MOST_SHARES = 12  # choice: lines of a table that are read
 MOST_MESSAGES = 6
-DUPLICATES = ("duplicate_exact", "duplicate_near")
 REMOVED = ("taken_down", "contaminated")
 TABLES = ("inputs", "images", "scores", "selections", "captions", "exports")
 
@@ -157,7 +157,7 @@ def groups(sample: Sample, pictures: dict[str, Picture], most: int) -> list[Grou
 
     def shown(source_id: str, kept: bool) -> Shown:
         row = sample.images[source_id]
-        note = f"{row['width']} x {row['height']}" + ("" if kept else f", {sample.fates[source_id]['reason']}")
+        note = f"{row['width']} x {row['height']}" + ("" if kept else f", {words(sample.fates[source_id]['reason'])}")
         return Shown(picture=pictures[source_id], kept=kept, note=note)
 
     return [

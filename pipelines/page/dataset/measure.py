@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from pipelines.page.content import Picture
 from pipelines.page.dataset.content import Limit, Measure, Shown
+from pipelines.page.markup import words
 
 BINS = 48  # choice: bars of 9 pixels
 LOGARITHMIC_SPREAD = 50.0  # choice: from here on a linear axis shows one bar
@@ -68,6 +69,6 @@ def beside(
     for source_id in order:
         if source_id in pictures:
             fate = fates.get(source_id, {"accepted": True, "reason": ""})
-            note = f"{values[source_id]:.4g}" + (f", {fate['reason']}" if fate["reason"] else "")
+            note = f"{values[source_id]:.4g}" + (f", {words(fate['reason'])}" if fate["reason"] else "")
             found.append(Shown(picture=pictures[source_id], kept=bool(fate["accepted"]), note=note))
     return found

@@ -15,13 +15,16 @@ from infra.dataset import Dataset, ShardRef
 from pipelines.page.content import Picture
 from pipelines.page.corpus import picture_or_none
 from pipelines.page.reading import Row
+from pipelines.stages.selection import DUPLICATE_EXACT, DUPLICATE_NEAR
 
+DUPLICATES = (DUPLICATE_EXACT, DUPLICATE_NEAR)
 NOT_MEASURES = ("width", "height")  # short_side says it
 ID_HEX = re.compile(r"[0-9a-f]{32}|[0-9a-f]{64}")
 
 
 class Sample:
-    """Rows of evenly spaced shards. `statistics` bounds the shards that numbers come from, `pictures` those whose images are opened."""
+    """Rows of evenly spaced shards. `statistics` bounds the shards that numbers come from, `pictures` those whose images are opened,
+    and as many again for copies beside what won over them."""
 
     def __init__(self, dataset: Dataset, *, statistics: int, pictures: int) -> None:
         self.dataset = dataset
@@ -30,6 +33,20 @@ class Sample:
         self.total = len(names)
         self.shards = evenly(names, statistics)
         self.picture_shards = evenly(self.shards, pictures)
+        self.picture_shards += [one for one in self._shards_of_copies(pictures) if one not in self.picture_shards]
+
+    def _shards_of_copies(self, most: int) -> list[str]:
+        """Shards that hold duplicates together with those that won over them: else chance would rarely show both."""
+        kept: dict[str, str] = {}
+        lost: list[tuple[str, str]] = []
+        for shard in self.shards:
+            for row in self.rows("selections", shards=[shard]):
+                if row["accepted"]:
+                    kept |= {row["image_id"]: shard, row["source_id"]: shard}
+                elif row["reason"] in DUPLICATES:
+                    lost.append((shard, row["value"]))
+        pairs = ((shard, kept[winner]) for shard, winner in lost if winner in kept)
+        return list(dict.fromkeys(shard for pair in pairs for shard in pair))[:most]
 
     def refs(self, table: str, shards: Iterable[str] | None = None) -> list[ShardRef]:
         """The sampled shards of a table, those that it has."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from pipelines.page import flow
 from pipelines.page.dataset import histogram
@@ -69,8 +70,9 @@ def _measures(page: DatasetPage) -> Html:
             tag("p", "Nothing was measured yet: ", tag("code", "pipelines/curate.py"), class_="muted"),
         )
     lead = (
-        "Is a threshold right? Look at the pictures beside it: those on its wrong side (framed) should be bad, those on its right side "
-        "worth learning from. Bars are kept rows, on top of them those that this threshold rejects, and pale what goes for another reason."
+        "Is a threshold right? Look at the pictures nearest to it: those that were rejected (framed) should be bad, those below them, "
+        "which were kept, worth learning from. Bars are kept rows, on top of them those that this threshold rejects, and pale what goes "
+        "for another reason."
     )
     judged = [one for one in page.measures if one.limits]
     others = [one for one in page.measures if not one.limits]
@@ -79,8 +81,12 @@ def _measures(page: DatasetPage) -> Html:
 
 
 def _judged(measure: Measure) -> Html:
-    near = tag("div", *map(_shown, measure.near), class_="near") if measure.near else tag("p", "No picture lies near it.", class_="muted")
-    return tag("article", histogram.draw(measure), near, class_="judged")
+    rejected, rows = sum(measure.rejected), sum(measure.rejected) + sum(measure.kept) + sum(measure.others)
+    share = f"rejects {rejected:,} of {rows:,} ({100 * rejected / max(rows, 1):.2g} %) that nothing before it rejects"
+    figure = tag("div", histogram.draw(measure), tag("p", share if rejected else "rejects nothing here", class_="muted"))
+    sides = [[one for one in measure.near if one.kept == kept] for kept in (False, True)]
+    near = [tag("div", *map(_shown, some), class_="near") for some in sides if some]
+    return tag("article", figure, tag("div", *near) if near else tag("p", "No picture lies near it.", class_="muted"), class_="judged")
 
 
 def _sheets(page: DatasetPage) -> Html:
@@ -129,7 +135,7 @@ def _captions(captions: Captions | None) -> Html:
         tag(
             "p", f"{captions.rows:,} captions by ", ", ".join(f"{one.label} ({one.count:,} of the sample)" for one in captions.engines), "."
         ),
-        _shares("Rejected", captions.rejected) if captions.rejected else "",
+        _shares("Rejected", [replace(one, label=words(one.label)) for one in captions.rejected]) if captions.rejected else "",
         tag("div", *map(_shown, captions.refused), class_="sheet") if captions.refused else "",
         lengths,
         tag("h3", "Most common words"),
@@ -154,7 +160,7 @@ def _origin(page: DatasetPage) -> Html:
 def _shares(title: str, found: list[Share]) -> Html:
     most = max(one.count for one in found)
     rows = [
-        tag("tr", tag("th", words(one.label), scope="row"), tag("td", f"{one.count:,}"), tag("td", _bar(one.count / most), class_="wide"))
+        tag("tr", tag("th", one.label, scope="row"), tag("td", f"{one.count:,}"), tag("td", _bar(one.count / most), class_="wide"))
         for one in found
     ]
     return tag("table", tag("caption", title), tag("tbody", *rows), class_="share")
