@@ -10,9 +10,10 @@ lose its good copy to one that is rejected anyway.
 
 from __future__ import annotations
 
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,9 @@ from numpy.typing import NDArray
 from infra.dataset import Dataset, Snapshot
 from pipelines.contamination import TestPictures, contaminated
 from pipelines.duplicates import near_losers
+from pipelines.semantic import semantic_losers
 from pipelines.stages.hashes import CROPS, LEAST_QUALITY, WORDS, to_words, turned
-from pipelines.stages.selection import DUPLICATE_EXACT, DUPLICATE_NEAR, SelectionRule, Threshold
+from pipelines.stages.selection import DUPLICATE_EXACT, DUPLICATE_NEAR, DUPLICATE_SEMANTIC, SelectionRule, Threshold
 
 EXCLUDE_RADIUS = 40  # choice: see recipes/curate.py, which sets it
 RANKED_BY = "sharpness"  # of two copies of one size the sharper wins
@@ -43,6 +45,7 @@ class Rows:
     measures: dict[str, NDArray[Any]]  # RANKED_BY and what the rule judges by; NaN where it was not measured
     words_NF4: NDArray[Any]  # hashes: of the picture, of it turned over the diagonal, of hashes.CROPS
     is_clear: NDArray[Any]  # whether the hash means anything
+    vectors_ND: NDArray[Any] | None = None  # embeddings, in a file; zero where a row has none. None: the rule does not look at them
     shards: list[str]
 
     def __len__(self) -> int:
@@ -81,7 +84,7 @@ def facts_of(rows: Rows, rule: SelectionRule, takedowns: frozenset[str] = frozen
     failing = [one.fails(rows.measures[one.measure], limits[one.measure]) for one in rule.limits()]
     contenders = np.flatnonzero(candidates & ~np.any(failing, axis=0) if failing else candidates)
     duplicates: dict[str, dict[str, list[str]]] = defaultdict(dict)
-    for row, reason, winner in _losers(rows, contenders, rule.near_radius):
+    for row, reason, winner in _losers(rows, contenders, rule):
         duplicates[rows.shards[rows.shard[row]]][_hex(rows.source_id[row], 16)] = [reason, winner]
     taken_down: dict[str, list[str]] = defaultdict(list)
     for shard, source in zip(rows.shard[gone].tolist(), rows.source_id[gone].tolist()):
@@ -104,7 +107,7 @@ def threshold(values: NDArray[Any], wanted: Threshold) -> float:
 
 # duplicates
 
-def _losers(rows: Rows, contenders: NDArray[Any], near_radius: int) -> Iterator[tuple[int, str, str]]:
+def _losers(rows: Rows, contenders: NDArray[Any], rule: SelectionRule) -> Iterator[tuple[int, str, str]]:
     """(row, reason, id of who won) for every contender that is a copy of a better one.
 
     Better: more pixels, then sharper, then the smaller image_id, then the smaller source_id. From the best to the worst, a row is kept
@@ -113,13 +116,18 @@ def _losers(rows: Rows, contenders: NDArray[Any], near_radius: int) -> Iterator[
     order = contenders[rank(rows, contenders)]
     _, first = np.unique(rows.image_id[order], return_index=True)
     survivor_of = dict(zip(rows.image_id[order[first]].tolist(), order[first].tolist()))
-    survives = np.zeros(len(order), dtype=bool)
-    survives[first] = True
-    for row in order[~survives].tolist():
+    survives = np.zeros(len(rows), dtype=bool)
+    survives[order[first]] = True
+    for row in order[~survives[order]].tolist():
         yield row, DUPLICATE_EXACT, _hex(rows.source_id[survivor_of[rows.image_id[row]]], 16)
-    order = order[survives]
-    for loser, winner in near_losers(rows.words_NF4, order[rows.is_clear[order]], near_radius):
+    order = order[survives[order]]
+    for loser, winner in near_losers(rows.words_NF4, order[rows.is_clear[order]], rule.near_radius):
+        survives[loser] = False
         yield loser, DUPLICATE_NEAR, _hex(rows.image_id[winner], 32)
+    if rule.semantic is not None and rows.vectors_ND is not None:
+        order = order[survives[order] & rows.vectors_ND[order].any(axis=1)]
+        for loser, winner in semantic_losers(rows.vectors_ND, order, rule.semantic):
+            yield loser, DUPLICATE_SEMANTIC, _hex(rows.image_id[winner], 32)
 
 
 def rank(rows: Rows, which: NDArray[Any]) -> NDArray[Any]:
@@ -135,6 +143,8 @@ def load_rows(dataset: Dataset, scores: Snapshot, rule: SelectionRule) -> Rows:
     names = sorted({RANKED_BY, *(one.measure for one in rule.limits())})
     columns = [*COLUMNS, *(name for name in names if name not in COLUMNS)]
     rows = _empty(scores.rows, names, list(scores.shards))
+    if rule.semantic is not None:
+        rows = replace(rows, vectors_ND=_embeddings(dataset, scores))
     low = 0
     for shard, ref in enumerate(scores.shards.values()):
         table = dataset.read(ref, columns)
@@ -147,6 +157,25 @@ def load_rows(dataset: Dataset, scores: Snapshot, rule: SelectionRule) -> Rows:
             rows.measures[name][at] = table[name].to_numpy()
         rows.words_NF4[at], rows.is_clear[at] = forms_of(table), table["phash_quality"].to_numpy() >= LEAST_QUALITY
     return rows
+
+
+def _embeddings(dataset: Dataset, scores: Snapshot) -> NDArray[Any] | None:
+    """vectors_ND in a file that ends with the process; None where no row has one. Raises ValueError where their lengths differ."""
+    vectors_ND: NDArray[Any] | None = None
+    low = 0
+    for ref in scores.shards.values():
+        for at, data in enumerate(dataset.read(ref, ["embedding"])["embedding"].to_pylist(), low):
+            if data is None:
+                continue
+            if vectors_ND is None:
+                with tempfile.TemporaryFile() as file:  # the mapping keeps it until it is gone itself
+                    vectors_ND = np.memmap(file, np.float16, "w+", shape=(scores.rows, len(data) // 2))
+            if len(data) != 2 * vectors_ND.shape[1]:
+                raise ValueError(f"embeddings of {len(data) // 2} and of {vectors_ND.shape[1]} dimensions stand in one scores table: "
+                                 "measure all of them with one models.embedding")
+            vectors_ND[at] = np.frombuffer(data, np.float16)
+        low += ref.rows
+    return vectors_ND
 
 
 def forms_of(scores: pa.Table) -> NDArray[Any]:

@@ -50,6 +50,9 @@ def run(config: CurateConfig, options: RunOptions) -> int:
 
 def check_models(config: CurateConfig) -> None:
     """A rule may judge only by what is measured. Raises ValueError."""
+    if config.rule.semantic is not None and config.models.embedding is None:
+        raise ValueError("the rule looks for semantic duplicates and no network embeds: set models.embedding to a folder with a CLIP "
+                         "vision model, or leave them with --set rule.semantic=none")
     for one in config.rule.limits():
         if one.model and getattr(config.models, one.model) is None:
             raise ValueError(f"the rule judges by {one.measure!r} and no network measures it: set models.{one.model} to the path of its "

@@ -6,7 +6,7 @@ A network that is not configured leaves its columns null. `prepare` shrinks a pi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,13 +26,15 @@ class ImageModels:
 
     `faces`: an ONNX file of OpenCV's FaceDetectorYN (YuNet). `aesthetic`: a folder with a CLIP vision model (transformers' layout) and
     `aesthetic_head` a file with linear layers on its embedding (LAION's improved-aesthetic-predictor, .safetensors or .pth).
-    `nsfw`, `watermark`: folders with an image classifier (transformers' layout), and the label of theirs that is meant.
+    `embedding`: a folder with a CLIP vision model, for semantic duplicates. `nsfw`, `watermark`: folders with an image classifier
+    (transformers' layout), and the label of theirs that is meant.
     """
 
     faces: str | None = field(default=None, metadata={"result": False})
     face_confidence: float = 0.8  # choice: below, hands and patterns count as faces (OpenCV's example uses 0.9)
     aesthetic: str | None = field(default=None, metadata={"result": False})
     aesthetic_head: str | None = field(default=None, metadata={"result": False})
+    embedding: str | None = field(default=None, metadata={"result": False})
     nsfw: str | None = field(default=None, metadata={"result": False})
     nsfw_label: str = "nsfw"
     watermark: str | None = field(default=None, metadata={"result": False})
@@ -46,18 +48,20 @@ class ImageModels:
 
     def identified(self) -> ImageModels:
         """With the hashes of the files. Raises ValueError where one is missing."""
-        names = ("faces", "aesthetic", "aesthetic_head", "nsfw", "watermark")
+        names = ("faces", "aesthetic", "aesthetic_head", "embedding", "nsfw", "watermark")
         places = {name: getattr(self, name) for name in names}
         return replace(self, hashes=tuple(f"{name} {_hash(place)}" for name, place in places.items() if place))
 
     def build(self) -> list[Judge]:
         """What is configured, loaded."""
-        device = self._device() if self.aesthetic or self.nsfw or self.watermark else "cpu"
+        device = self._device() if self.aesthetic or self.embedding or self.nsfw or self.watermark else "cpu"
         judges: list[Judge] = []
         if self.faces:
             judges.append(Faces(self.faces, self.face_confidence))
         if self.aesthetic and self.aesthetic_head:
             judges.append(Aesthetic(self.aesthetic, self.aesthetic_head, device))
+        if self.embedding:
+            judges.append(Embedding(self.embedding, device))
         if self.nsfw:
             judges.append(Classifier("nsfw", self.nsfw, self.nsfw_label, device))
         if self.watermark:
@@ -77,7 +81,7 @@ class Judge(Protocol):
         """What the network looks at. Called in threads."""
         ...
 
-    def judge(self, prepared: Sequence[Any]) -> list[dict[str, float]]:
+    def judge(self, prepared: Sequence[Any]) -> Sequence[Mapping[str, float | bytes]]:
         """Column -> value, for each."""
         ...
 
@@ -149,10 +153,10 @@ class Classifier:
         return [{self._column: rounded(one)} for one in logits.float().softmax(dim=-1)[:, self._index].tolist()]
 
 
-class Aesthetic:
-    """A score of about 1 to 10: linear layers on the normalised CLIP embedding."""
+class Embedding:
+    """The CLIP embedding of a picture, of length 1."""
 
-    def __init__(self, folder: str, head: str, device: str) -> None:
+    def __init__(self, folder: str, device: str) -> None:
         from transformers import AutoImageProcessor, CLIPVisionModelWithProjection
 
         from pipelines.stages.weights import local_folder
@@ -162,19 +166,37 @@ class Aesthetic:
         self._processor = AutoImageProcessor.from_pretrained(place, local_files_only=True, backend="pil")
         network: Any = CLIPVisionModelWithProjection.from_pretrained(place, local_files_only=True)
         self._network = network.to(device).eval()
-        self._layers = [(weight.to(device), bias.to(device)) for weight, bias in linear_layers(head, self._network.config.projection_dim)]
 
     def prepare(self, rgb_HWC: NDArray[Any]) -> Any:
         """As CLIP's own processor does."""
         return self._processor(images=[rgb_HWC], return_tensors="pt", input_data_format="channels_last")["pixel_values"][0]
 
-    def judge(self, prepared: Sequence[Any]) -> list[dict[str, float]]:
-        """The head's one output."""
+    def embed(self, prepared: Sequence[Any]) -> Any:
+        """float32 (pictures, dimensions)."""
         import torch
 
         with torch.no_grad():
             x_BD = self._network(pixel_values=torch.stack(list(prepared)).to(self._device)).image_embeds.float()
-            x_BD = x_BD / x_BD.norm(dim=-1, keepdim=True)
+            return x_BD / x_BD.norm(dim=-1, keepdim=True)
+
+    def judge(self, prepared: Sequence[Any]) -> Sequence[Mapping[str, float | bytes]]:
+        """float16, as bytes."""
+        return [{"embedding": one.tobytes()} for one in self.embed(prepared).half().cpu().numpy()]
+
+
+class Aesthetic(Embedding):
+    """A score of about 1 to 10: linear layers on the embedding."""
+
+    def __init__(self, folder: str, head: str, device: str) -> None:
+        super().__init__(folder, device)
+        self._layers = [(weight.to(device), bias.to(device)) for weight, bias in linear_layers(head, self._network.config.projection_dim)]
+
+    def judge(self, prepared: Sequence[Any]) -> Sequence[Mapping[str, float | bytes]]:
+        """The head's one output."""
+        import torch
+
+        with torch.no_grad():
+            x_BD = self.embed(prepared)
             for weight, bias in self._layers:
                 x_BD = torch.nn.functional.linear(x_BD, weight, bias)
         return [{"aesthetic": rounded(one)} for one in x_BD[:, 0].tolist()]

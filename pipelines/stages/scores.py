@@ -24,6 +24,7 @@ SCHEMA = pa.schema([
     ("image_id", pa.string()), ("source_id", pa.string()), ("width", pa.int32()), ("height", pa.int32()), ("short_side", pa.int32()),
     *((name, pa.float32()) for name in MEASURES),
     ("face_count", pa.int32()), ("face_px", pa.float32()), ("aesthetic", pa.float32()), ("nsfw", pa.float32()), ("watermark", pa.float32()),
+    ("embedding", pa.binary()),
     ("phash", pa.string()), ("phash_quality", pa.float32()), ("phash_crops", pa.string()), ("measured_by", pa.string()),
 ])
 Row = dict[str, Any]

@@ -2,8 +2,8 @@
 
 The first reason that holds is given: `taken_down`, `contaminated` (`value`: the test picture that it shows),
 `too_small`, then the limits in the order in which SelectionRule names them, then
-`duplicate_exact`, `duplicate_near`. `value` is what was measured and the limit, or for a duplicate the winner (exact: its source_id;
-near: its image_id).
+`duplicate_exact`, `duplicate_near`, `duplicate_semantic`. `value` is what was measured and the limit, or for a duplicate the winner
+(exact: its source_id; else: its image_id).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ SCHEMA = pa.schema([("image_id", pa.string()), ("source_id", pa.string()), ("acc
 CONTAMINATED = "contaminated"
 DUPLICATE_EXACT = "duplicate_exact"
 DUPLICATE_NEAR = "duplicate_near"
+DUPLICATE_SEMANTIC = "duplicate_semantic"
 TAKEN_DOWN = "taken_down"
 MIN, MAX = "min", "max"
 Row = dict[str, Any]
@@ -73,11 +74,13 @@ def judged(side: str, reason: str, *, model: str = "") -> dict[str, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class SelectionRule:
-    """What an accepted picture is. Lengths in pixels, `near_radius` in bits of 256. A field that is `judged` limits the column of
+    """What an accepted picture is. Lengths in pixels, `near_radius` in bits of 256, `semantic` a cosine between embeddings (None:
+    not looked at). A field that is `judged` limits the column of
     its name in `scores` (docs/data.md), None does not; to judge by another column, add one line at the place of its reason in the order."""
 
     min_short_side: int
     near_radius: int
+    semantic: float | None = None
     border_px: Threshold | None = field(default=None, metadata=judged(MAX, "border"))
     seam: Threshold | None = field(default=None, metadata=judged(MAX, "straight_seam"))
     entropy: Threshold | None = field(default=None, metadata=judged(MIN, "few_tones"))

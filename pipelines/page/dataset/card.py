@@ -95,6 +95,8 @@ def _field(table: str, column: pa.Field) -> dict[str, Any]:
 
 
 def _type(column: pa.Field) -> str:
+    if column.name == "embedding":
+        return "sc:Text"  # float16 numbers as bytes: the format has no type for them
     if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
         return "sc:ImageObject"
     kinds = ((pa.types.is_boolean, "sc:Boolean"), (pa.types.is_integer, "sc:Integer"), (pa.types.is_floating, "sc:Float"))

@@ -15,9 +15,9 @@ from infra.dataset import Dataset, ShardRef
 from pipelines.page.content import Picture
 from pipelines.page.corpus import picture_or_none
 from pipelines.page.reading import Row
-from pipelines.stages.selection import DUPLICATE_EXACT, DUPLICATE_NEAR
+from pipelines.stages.selection import DUPLICATE_EXACT, DUPLICATE_NEAR, DUPLICATE_SEMANTIC
 
-DUPLICATES = (DUPLICATE_EXACT, DUPLICATE_NEAR)
+DUPLICATES = (DUPLICATE_EXACT, DUPLICATE_NEAR, DUPLICATE_SEMANTIC)
 NOT_MEASURES = ("width", "height")  # short_side says it
 ID_HEX = re.compile(r"[0-9a-f]{32}|[0-9a-f]{64}")
 

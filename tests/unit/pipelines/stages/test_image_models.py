@@ -52,7 +52,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def models(folders: Path, **more: Any) -> ImageModels:
     return ImageModels(nsfw=str(folders / "vit"), aesthetic=str(folders / "clip"), aesthetic_head=str(folders / "head.safetensors"),
-                       device="cpu", **more)
+                       embedding=str(folders / "clip"), device="cpu", **more)
 
 
 def scored(stage: Scores, data: list[bytes]) -> list[dict[str, Any]]:
@@ -81,10 +81,12 @@ def test_columns_hold_what_a_plain_call_gives(folders: Path) -> None:
             wanted = AutoModelForImageClassification.from_pretrained(folders / "vit")(**x).logits.softmax(-1)[0, 1].item()
             x = AutoImageProcessor.from_pretrained(folders / "clip", backend="pil")(images=image, return_tensors="pt")
             e = CLIPVisionModelWithProjection.from_pretrained(folders / "clip")(**x).image_embeds[0]
+            own = (e / e.norm()).numpy()
             e = head["layers.0.weight"] @ (e / e.norm()) + head["layers.0.bias"]
             beauty = (head["layers.2.weight"] @ e + head["layers.2.bias"]).item()
         assert row["nsfw"] == pytest.approx(wanted, rel=1e-4)  # five digits are kept; the batch is of another size
         assert row["aesthetic"] == pytest.approx(beauty, rel=1e-4)
+        assert np.frombuffer(row["embedding"], np.float16) == pytest.approx(own, abs=1e-3)  # float16 of numbers below 1
         assert (row["watermark"], row["face_count"]) == (None, None)
     legacy = Scores(max_pixels=10**7, models=ImageModels(aesthetic=str(folders / "clip"), aesthetic_head=str(folders / "head.pth")))
     assert scored(legacy, [shrunk(paths[0], 96)])[0]["aesthetic"] == pytest.approx(rows[0]["aesthetic"], rel=1e-4)
