@@ -124,7 +124,11 @@ def test_without_the_token_nobody_submits(head: Head, corpus: Dataset) -> None:
 
 
 def test_the_submit_lines_are_the_documented_ones(head: Head, corpus: Dataset) -> None:
-    script = ROOT / "infra" / "jobs" / "caption.sh"
-    done = subprocess.run([str(script), corpus.store.url, "--recipe", "tiny"], env={**head.env, "RAY_ADDRESS": head.address},
-                          cwd=os.path.dirname(ROOT), capture_output=True, text=True, timeout=180, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    jobs, told = ROOT / "infra" / "jobs", json.dumps({"env_vars": {"RAY_DATA_DISABLE_PROGRESS_BARS": "1"}})
+    lines = {"caption": [str(jobs / "caption.sh"), corpus.store.url, "--recipe", "tiny"],
+             "negatives": [str(jobs / "negatives.sh"), corpus.store.url, f"{corpus.store.url}-negatives", "--recipe", "tiny", "--dry-run"]}
+    for name, line in lines.items():
+        done = subprocess.run(line, env={**head.env, "RAY_ADDRESS": head.address, "RUNTIME_ENV": told}, cwd=os.path.dirname(ROOT),
+                              capture_output=True, text=True, timeout=180, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert f"{name}: table" in done.stdout
