@@ -10,14 +10,17 @@ from typing import Any
 
 from infra.dataset import Dataset
 from pipelines.runtime.plan import ShardTask
-from pipelines.runtime.stage import Stage
+from pipelines.runtime.stage import Sparse, Stage
 
 GIB = 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """What one worker took: seconds to set up, then rows and seconds after a warm-up, and its memory at most."""
+    """What one worker took: seconds to set up, then rows and seconds after a warm-up, and its memory at most.
+
+    `rows` are of those that cost time.
+    """
 
     setup_s: float
     rows: int
@@ -36,20 +39,25 @@ class Calibration:
 
 
 def calibrate(stage: Stage, source_url: str, task: ShardTask, rows: int) -> dict[str, Any]:
-    """Do the first `rows` rows of a shard twice over, the first half to warm up, and throw the result away. Runs on a worker."""
+    """Do the first `rows` rows of a shard that cost time, a quarter of them before that to warm up, and throw the result away.
+
+    Runs on a worker. Raises ValueError for a shard without such a row.
+    """
     source = Dataset(source_url)
     tables = {table: source.read(ref) for table, ref in task.inputs.items()}
     primary = next(iter(tables))
     start = time.monotonic()
     stage.setup()
     setup_s = time.monotonic() - start
-    rows = min(rows, tables[primary].num_rows)
-    warm = max(1, rows // 4)
-    stage.process({**tables, primary: tables[primary].slice(0, warm)}, task.params)
+    places = stage.work(tables, task.params) if isinstance(stage, Sparse) else list(range(tables[primary].num_rows))
+    if not places:
+        raise ValueError(f"shard {task.shard} holds no row to try")
+    tried = tables[primary].take(places[:rows])
+    stage.process({**tables, primary: tried.slice(0, max(1, tried.num_rows // 4))}, task.params)
     start = time.monotonic()
-    stage.process({**tables, primary: tables[primary].slice(0, rows)}, task.params)
+    stage.process({**tables, primary: tried}, task.params)
     seconds = time.monotonic() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     torch = sys.modules.get("torch")
     gpu = torch.cuda.max_memory_allocated() if torch is not None and torch.cuda.is_available() else 0
-    return asdict(Calibration(setup_s=setup_s, rows=rows, seconds=seconds, memory_bytes=peak, gpu_memory_bytes=gpu))
+    return asdict(Calibration(setup_s=setup_s, rows=tried.num_rows, seconds=seconds, memory_bytes=peak, gpu_memory_bytes=gpu))

@@ -18,7 +18,7 @@ from infra.storage import StorageError
 from infra.tracking import Tracker, check_tracking, open_tracker
 from pipelines.runtime.cluster import WorkerOptions, calibrate_on_worker, run_tasks
 from pipelines.runtime.plan import Params, ShardTask, plan_tasks, split_done
-from pipelines.runtime.stage import Stage, result_config, version_of
+from pipelines.runtime.stage import Sparse, Stage, result_config, version_of
 
 SHOW_EVERY_S = 2.0  # choice: progress on anything over five seconds
 
@@ -90,9 +90,16 @@ def _run(stage: Stage, source: Dataset, inputs: dict[str, Snapshot], output: Dat
 
 
 def _estimate(stage: Stage, source: Dataset, pending: list[ShardTask], workers: WorkerOptions, rows: int) -> None:
-    took, places = calibrate_on_worker(stage, source, pending[0], rows, workers)
-    total = sum(next(iter(task.inputs.values())).rows for task in pending)
+    work = [_work(stage, task) for task in pending]
+    took, places = calibrate_on_worker(stage, source, pending[work.index(max(work))], rows, workers)
+    total = sum(work)
     print(f"{stage.name}: {took.estimate(total, min(places, len(pending)), workers.cost(3600))}", flush=True)
+
+
+def _work(stage: Stage, task: ShardTask) -> int:
+    """How many rows of a shard will cost time: those that the stage names, or that every input accepted."""
+    named = stage.amount(task.params) if isinstance(stage, Sparse) else None
+    return min(ref.ledger.accepted for ref in task.inputs.values()) if named is None else named
 
 
 def _told(track: Callable[[Tracker, Snapshot], None], snapshot: Snapshot, tracker: Tracker) -> None:

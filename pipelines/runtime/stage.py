@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import pyarrow as pa
 
@@ -57,6 +57,19 @@ class Stage(Protocol):
         Pure: the same rows and params give the same result. An exception fails the row that raised it, no other, but for
         StageUnusable, which ends the job.
         """
+        ...
+
+
+@runtime_checkable
+class Sparse(Protocol):
+    """A stage that passes over most rows of a shard at no cost, which an estimate of time and cost has to know."""
+
+    def work(self, rows: dict[str, pa.Table], params: dict[str, Any]) -> list[int]:
+        """Positions of the rows of the primary table that cost time."""
+        ...
+
+    def amount(self, params: dict[str, Any]) -> int | None:
+        """How many those are, where the parameters of a shard tell."""
         ...
 
 

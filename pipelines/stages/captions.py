@@ -100,6 +100,14 @@ class CaptionStage(TravelsAsFields):
         counted = {**slice_.counted(), "near_captions": float(near(answer.text for answer, _ in said.values()))} if chosen else {}
         return Result(pa.Table.from_pylist(captions, schema=SCHEMA), outcomes, counted)
 
+    def work(self, rows: dict[str, pa.Table], params: dict[str, Any]) -> list[int]:
+        """Positions of the rows that are captioned."""
+        return select(rows["images"], rows.get("selections"), self.row_id)[0]
+
+    def amount(self, params: dict[str, Any]) -> int | None:
+        """The selections tell, not the parameters."""
+        return None
+
     def _prove_now_and_then(self, rows: int) -> None:
         if self._proved[0] >= self.prove_every_rows:
             try:

@@ -141,6 +141,15 @@ class NegativesStage(TravelsAsFields):
         counted = {"images": float(len(chosen)), "wait_s": waiting.seconds, "model_s": model_s} if chosen else {}
         return Result(pa.Table.from_pylist(made, schema=SCHEMA), outcomes, counted)
 
+    def work(self, rows: dict[str, pa.Table], params: dict[str, Any]) -> list[int]:
+        """Positions of the parents."""
+        parents = set(params["parents"])
+        return [row for row, source_id in enumerate(rows["images"].column("source_id").to_pylist()) if source_id in parents]
+
+    def amount(self, params: dict[str, Any]) -> int | None:
+        """How many parents."""
+        return len(params["parents"])
+
     def fit(self, rgb_HWC: NDArray[Any]) -> NDArray[Any]:
         """The middle square of a photograph, at the size of the samples."""
         from supir_model.images import crop, resize_short_side

@@ -27,7 +27,7 @@ from pipelines.stages.captions import CaptionStage
 from pipelines.stages.facts import FactsSettings
 from pipelines.stages.reject_band import RejectBand
 from pipelines.stages.views import SeenSettings
-from tests.helpers import IMAGES, ROOT, image_row, images_dataset, photographs, shrunk
+from tests.helpers import IMAGES, ROOT, commit_table, image_row, images_dataset, photographs, shrunk
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +154,19 @@ def test_an_estimate_is_arithmetic_on_what_was_measured(tmp_path: Path) -> None:
     assert found.rows == 3
     assert found.seconds > 0
     assert not dataset.has("captions")
+
+
+def test_an_estimate_counts_the_rows_that_cost_time(tmp_path: Path) -> None:
+    dataset, images = images_dataset(str(tmp_path), photographs(4), per_shard=4, side_px=64)
+    rows = dataset.read(images.shards["00000"], ["image_id", "source_id"])
+    chosen = commit_table(dataset, "selections", [rows.append_column("accepted", pa.array([False, False, False, True]))])
+    stage = CaptionStage(captioner=FactsSettings(), checks=CheckSettings())
+    task = plan_tasks(stage, {"images": images, "selections": chosen})[0]
+    found = Calibration(**calibrate(stage, dataset.store.url, task, 3))
+    assert found.rows == 1
+    nothing = commit_table(dataset, "selections", [rows.append_column("accepted", pa.array([False] * 4))], {"other": 1})
+    with pytest.raises(ValueError, match="shard 00000 holds no row to try"):
+        calibrate(stage, dataset.store.url, plan_tasks(stage, {"images": images, "selections": nothing})[0], 3)
 
 
 def test_samples_are_pictures_with_their_captions(tmp_path: Path, here: list[str]) -> None:
