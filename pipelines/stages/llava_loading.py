@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pipelines.stages.llava import LlavaSettings
 
 FAMILIES = ("llava", "llava_next", "llava_onevision")
-FULL_PRECISION = ["vision_tower", "multi_modal_projector", "image_newline", "lm_head"]  # choice: a sixteenth of the weights, what it sees
+FULL_PRECISION = [".*vision_tower", ".*multi_modal_projector", "lm_head"]  # patterns; choice: what it sees, a fortieth of 13B
 # The conversation template vicuna_v1, which LLaVA-1.5 was trained with.
 VICUNA_V1 = ("A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite "
              "answers to the user's questions. USER: <image>\n{question} ASSISTANT:")

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from pipelines.stages.llava import LlavaCaptioner, LlavaSettings
-from pipelines.stages.llava_loading import quantization
+from pipelines.stages.llava_loading import FULL_PRECISION, quantization
 from tests.helpers import photographs
 from tests.tiny_models import tiny_llava, tiny_llava_next, tiny_llava_onevision, tiny_tokenizer
 
@@ -136,6 +136,15 @@ def test_quantized_weights_say_what_they_need() -> None:
     except ImportError:
         with pytest.raises(ValueError, match="needs the package bitsandbytes: install the extra `quantized`"):
             quantization("8bit", "cuda:0", torch.bfloat16)
+
+
+def test_the_vision_tower_stays_whole(captioner: LlavaCaptioner) -> None:
+    from transformers.quantizers.quantizers_utils import should_convert_module  # what decides it, with or without bitsandbytes
+
+    layers = [name for name, module in captioner.model.named_modules() if isinstance(module, torch.nn.Linear)]
+    converted = [name for name in layers if should_convert_module(name, FULL_PRECISION)]
+    assert converted
+    assert all(name.startswith("model.language_model.layers") for name in converted)
 
 
 def test_what_is_quantized_is_in_the_version() -> None:
