@@ -11,6 +11,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -48,24 +49,29 @@ class Sample:
 
 
 class Recent(Generic[T]):
-    """The most recently used values, up to a total size; nothing is kept where that is 0."""
+    """The most recently used values, up to a total size; nothing is kept where that is 0. Threads may share it."""
 
     def __init__(self, limit: int) -> None:
         self._limit, self._total = limit, 0
         self._values: OrderedDict[Hashable, tuple[T, int]] = OrderedDict()
+        self._lock = Lock()
 
     def get(self, name: Hashable, make: Callable[[], T], size: Callable[[T], int] = lambda _: 1) -> T:
-        """The value of this name, made if it is not there."""
-        if name in self._values:
-            self._values.move_to_end(name)
-            return self._values[name][0]
+        """The value of this name, made if it is not there; two threads that miss it at once both make it, and the first one's stays."""
+        with self._lock:
+            if name in self._values:
+                self._values.move_to_end(name)
+                return self._values[name][0]
         value = make()
         if self._limit == 0:
             return value
-        self._values[name] = (value, size(value))
-        self._total += self._values[name][1]
-        while self._total > self._limit and len(self._values) > 1:
-            self._total -= self._values.popitem(last=False)[1][1]
+        with self._lock:
+            if name in self._values:
+                return self._values[name][0]
+            self._values[name] = (value, size(value))
+            self._total += self._values[name][1]
+            while self._total > self._limit and len(self._values) > 1:
+                self._total -= self._values.popitem(last=False)[1][1]
         return value
 
 
@@ -295,9 +301,9 @@ def in_memory(options: BatchOptions, world: int) -> int:
     return 2 * options.window_shards * max(1, options.lanes // world)
 
 
-def prefetch(make: Callable[[int], T], first: int, last: int, ahead: int) -> Iterator[tuple[T, float]]:
-    """make(first) … make(last - 1), made ahead in one thread; with each, how many seconds it was waited for."""
-    pool = ThreadPoolExecutor(1, thread_name_prefix="decode-ahead")
+def prefetch(make: Callable[[int], T], first: int, last: int, ahead: int, threads: int = 1) -> Iterator[tuple[T, float]]:
+    """make(first) … make(last - 1), made ahead, so many at a time, and given in order; with each, how many seconds it was waited for."""
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode-ahead")
     ahead = max(ahead, 1)
     try:
         pending = deque(pool.submit(make, number) for number in range(first, min(first + ahead, last)))

@@ -142,7 +142,7 @@ class Loop:
         config, clock = self.config, Clock(self.say)
         if first == 0:
             self._validate(0)
-        batches = prefetch(self._samples, first, config.steps, config.batch.decode_ahead)
+        batches = prefetch(self._samples, first, config.steps, config.batch.decode_ahead, config.batch.decode_threads)
         for step, (samples, waited_s) in enumerate(batches, first):
             metrics = self._step(step, samples)
             done = step + 1

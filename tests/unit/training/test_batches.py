@@ -39,6 +39,14 @@ def test_a_sample_is_a_function_of_its_position(config: AdaptorConfig) -> None:
         assert (other.prompt, other.timestep, other.noise_seed) == (wanted[p].prompt, wanted[p].timestep, wanted[p].noise_seed)
 
 
+def test_threads_that_share_the_batches_get_the_same_samples(config: AdaptorConfig) -> None:
+    alone, shared = batches(config), batches(config)
+    wanted = [alone.sample(p) for p in range(24)]
+    for sample, (other, _) in zip(wanted, prefetch(shared.sample, 0, 24, ahead=8, threads=4), strict=True):
+        assert np.array_equal(other.lq_HWC, sample.lq_HWC)
+        assert other.image_id == sample.image_id
+
+
 def test_only_rows_that_may_be_used_are_drawn_and_texts_are_as_the_recipe_says(config: AdaptorConfig) -> None:
     samples = [batches(config).sample(p) for p in range(120)]
     rejected = Dataset(config.input).snapshot("selections")
@@ -86,7 +94,8 @@ def test_a_corpus_without_usable_rows_teaches(config: AdaptorConfig) -> None:
 
 
 def test_prefetch_keeps_the_order_and_hands_over_errors() -> None:
-    assert [value for value, _ in prefetch(lambda n: n * n, 3, 9, ahead=2)] == [n * n for n in range(3, 9)]
+    for threads in (1, 3):
+        assert [value for value, _ in prefetch(lambda n: n * n, 3, 9, ahead=2, threads=threads)] == [n * n for n in range(3, 9)]
     values = prefetch(lambda n: 1 // (3 - n), 0, 9, ahead=2)
     with pytest.raises(ZeroDivisionError):
         list(values)
