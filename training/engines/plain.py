@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 
 
 def adamw(params: list[torch.nn.Parameter], options: OptimizerOptions) -> torch.optim.AdamW:
-    """AdamW as both engines use it (elementwise, so that flat partitions and whole tensors agree)."""
-    return torch.optim.AdamW(
-        params, lr=options.lr, betas=(options.beta1, options.beta2), eps=options.eps, weight_decay=options.weight_decay
-    )
+    """AdamW as both engines use it (elementwise, so that flat partitions and whole tensors agree).
+
+    Fused: each number is read and written once. measured on a CPU: an update takes about 0.6 of the time (docs/results/step.md).
+    """
+    betas = (options.beta1, options.beta2)
+    return torch.optim.AdamW(params, lr=options.lr, betas=betas, eps=options.eps, weight_decay=options.weight_decay, fused=True)
 
 
 class PlainEngine:
@@ -98,7 +100,7 @@ class PlainEngine:
             if self._ema:
                 self._ema[name].copy_(state[EMA if EMA in state else WEIGHTS][name])
             self._optimizer.state[p] = {
-                "step": torch.tensor(float(optimizer_step)),
+                "step": torch.tensor(float(optimizer_step), device=p.device),
                 EXP_AVG: state[EXP_AVG][name].to(p.device, p.dtype).clone(),
                 EXP_AVG_SQ: state[EXP_AVG_SQ][name].to(p.device, p.dtype).clone(),
             }
