@@ -6,7 +6,7 @@ from math import floor
 
 import numpy as np
 
-from supir_model.degradation.presets import Fixed, KernelRanges, OrderRanges, Range, TwoOrders, get_preset
+from supir_model.degradation.presets import Fixed, KernelRanges, OrderRanges, Range, TwoOrders, get_preset, parse_mixture
 from supir_model.degradation.steps import (
     Blur,
     DegradationParams,
@@ -32,13 +32,25 @@ SMALLEST_PX = 4  # choice: no intermediate picture is smaller
 def draw(preset: str, seed: int, position: int, size_px: int) -> DegradationParams:
     """Draws the degradation of the picture at `position` of the global sequence, for a crop of `size_px`.
 
-    The presets share their streams: one (seed, position) gives the same quantiles in each.
+    `preset` may be a mixture, "real_esrgan=0.7,x4=0.3": which one it is, is drawn first, and the result bears its name. The presets share
+    their streams: one (seed, position) gives the same quantiles in each.
     """
+    preset = _one_of(parse_mixture(preset), seed, position)
     ranges = get_preset(preset)
     if size_px < 8 * SMALLEST_PX:
         raise ValueError(f"size_px is {size_px}: degradations shrink up to 8 times and need {8 * SMALLEST_PX} px or more")
     steps = _fixed_steps(ranges, size_px) if isinstance(ranges, Fixed) else _drawn_steps(ranges, seed, position, size_px)
     return DegradationParams(preset=preset, seed=seed, position=position, size_px=size_px, steps=tuple(steps))
+
+
+def _one_of(mixture: dict[str, float], seed: int, position: int) -> str:
+    """The preset whose part of [0, 1) the draw falls into."""
+    u, reached = stream(seed, "mixture", position).random() if len(mixture) > 1 else 0.0, 0.0
+    for name, weight in mixture.items():
+        reached += weight
+        if u < reached:
+            return name
+    return name
 
 
 def _fixed_steps(fixed: Fixed, size_px: int) -> list[Step]:

@@ -116,7 +116,31 @@ TABLE1: dict[str, Fixed] = {  # Table 1
     "x4_noise40": Fixed(noise_sigma=40.0),
     "blur2_x4_noise20_jpeg50": Fixed(blur_sigma=2.0, noise_sigma=20.0, jpeg_quality=50),
 }
-PRESETS: dict[str, TwoOrders | Fixed] = {"real_esrgan": REAL_ESRGAN, "light_stablesr": LIGHT_STABLESR, **TABLE1}
+PRESETS: dict[str, TwoOrders | Fixed] = {
+    "real_esrgan": REAL_ESRGAN,
+    "real_esrgan_unsharpened": replace(REAL_ESRGAN, sharpen=False),
+    "light_stablesr": LIGHT_STABLESR,
+    **TABLE1,
+}
+
+
+def parse_mixture(text: str) -> dict[str, float]:
+    """Presets and their probabilities: of "x4" {"x4": 1.0}, of "real_esrgan=0.7,x4=0.3" both. ValueError if they do not sum to 1."""
+    if "=" not in text:
+        get_preset(text)
+        return {text: 1.0}
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, weight = part.strip().partition("=")
+        get_preset(name)
+        try:
+            found[name] = float(weight)
+        except ValueError:
+            raise ValueError(f"degradation mixture {text!r}: {weight!r} is no weight; write preset=weight,preset=weight") from None
+    total = sum(found.values())
+    if abs(total - 1) > 1e-6 or min(found.values()) <= 0:
+        raise ValueError(f"degradation mixture {text!r}: the weights sum to {total:g}, expected 1, and each above 0")
+    return found
 
 
 def get_preset(name: str) -> TwoOrders | Fixed:

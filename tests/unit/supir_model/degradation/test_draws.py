@@ -156,6 +156,19 @@ def test_untouched_and_sharpened() -> None:
     assert all(isinstance(p.steps[0], Sharpen) for p in sample("real_esrgan"))
 
 
+def test_a_mixture_draws_each_preset_in_its_share_and_as_it_would_be_alone() -> None:
+    mixture = "real_esrgan=0.6,light_stablesr=0.3,x4=0.1"
+    found = [draw(mixture, 11, position, SIZE) for position in range(COUNT)]
+    shares = Counter(params.preset for params in found)
+    assert all(close(shares[name], p, COUNT) for name, p in (("real_esrgan", 0.6), ("light_stablesr", 0.3), ("x4", 0.1)))
+    assert all(params == draw(params.preset, 11, params.position, SIZE) for params in found[:100])
+
+
+def test_without_the_unsharp_mask_all_else_is_the_same() -> None:
+    plain, sharp = draw("real_esrgan_unsharpened", 11, 3, SIZE), sample("real_esrgan")[3]
+    assert plain.steps == sharp.steps[1:]
+
+
 def test_table_1() -> None:
     """Table 1: x4; x8; blur 2 + x4; x4 + noise 40; blur 2 + x4 + noise 20 + JPEG 50."""
     assert list(TABLE1) == ["x4", "x8", "blur2_x4", "x4_noise40", "blur2_x4_noise20_jpeg50"]
@@ -194,6 +207,10 @@ def test_draws_never_change() -> None:
 def test_errors_teach() -> None:
     with pytest.raises(ValueError, match="choose one of real_esrgan"):
         get_preset("v0F")
+    with pytest.raises(ValueError, match=r"the weights sum to 0\.9, expected 1"):
+        draw("real_esrgan=0.7,x4=0.2", 0, 0, SIZE)
+    with pytest.raises(ValueError, match="'much' is no weight"):
+        draw("real_esrgan=much", 0, 0, SIZE)
     with pytest.raises(ValueError, match="need 32 px"):
         draw("x4", 0, 0, 16)
     with pytest.raises(ValueError, match="unknown degradation step"):
