@@ -165,6 +165,25 @@ def test_a_worker_and_then_the_command_that_are_asked_to_end_save_the_step_they_
 
 
 @pytest.mark.chaos
+def test_a_run_goes_from_two_workers_with_zero_to_one_with_plain_and_back(place: Path, whole: Training) -> None:
+    only_asked = ("--set", "checkpoint.every_steps=1000")
+    alone = Training(place, "elastic", *only_asked, "--set", "launch.workers=1", "--set", "engine.kind=plain")
+    together = Training(place, "elastic", *only_asked)
+    together.ended_by(lambda process: process.terminate())
+    first = together.saved()
+    said = alone.ended_by(lambda process: process.terminate())
+    assert f"continuing after step {first}, saved by 2 workers" in said
+    second = alone.saved()
+    assert first < second < STEPS
+    assert f"continuing after step {second}, saved by 1 workers" in together.to_the_end()
+    found, expected = together.losses(), whole.losses()
+    assert [seen for seen, _ in found] == [seen for seen, _ in expected], "each step once, in one run"
+    assert found[:first] == expected[:first], "bit by bit until the first change"
+    # sums of gradients in another order, passed on by Adam: tests/integration/test_engine_losses.py has what fifty steps make of it
+    assert all(mine == pytest.approx(other, rel=2e-5) for (_, mine), (_, other) in zip(found, expected, strict=True))
+
+
+@pytest.mark.chaos
 def test_a_node_that_leaves_and_one_that_comes_in_its_place_change_no_loss(
     place: Path, whole: Training, monkeypatch: pytest.MonkeyPatch
 ) -> None:
