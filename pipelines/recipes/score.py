@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from infra.holdout import HELD_OUT_EVERY
@@ -76,8 +76,15 @@ def table1(*degradations: str) -> ScoreConfig:
     )
 
 
+def no_guidance() -> ScoreConfig:
+    """Table 1 without restoration guidance: nothing pulls the samples to the input (Sec. 3.3)."""
+    whole = table1()
+    return replace(whole, output="s3://scores/table1-no-guidance", sampling=replace(whole.sampling, restore_cfg=-1.0))
+
+
 RECIPES: dict[str, Callable[[], ScoreConfig]] = {
     "tiny": tiny,
     "table1": table1,
+    "table1_no_guidance": no_guidance,
     **{f"table1_{name}": partial(table1, name) for name in TABLE1},
 }

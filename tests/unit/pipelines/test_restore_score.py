@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,6 +23,9 @@ def test_table1_recipes_are_those_of_the_degradations() -> None:
     assert tuple(TABLE1) == score.TABLE1
     assert score.RECIPES["table1_x8"]().degradations == ("x8",)
     assert score.RECIPES["table1"]().degradations == score.TABLE1
+    guided, free = score.RECIPES["table1"](), score.RECIPES["table1_no_guidance"]()
+    assert (guided.sampling.restore_cfg, free.sampling.restore_cfg) == (4.0, -1.0)
+    assert replace(free, output=guided.output, sampling=guided.sampling) == guided, "nothing else differs"
 
 
 def test_measures_against_closed_forms() -> None:
