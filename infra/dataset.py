@@ -18,7 +18,7 @@ import struct
 import uuid
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import reduce
 from operator import add
 from typing import Any, BinaryIO
@@ -69,7 +69,14 @@ class ShardRef:
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> ShardRef:
-        """The inverse of `dataclasses.asdict`."""
+        """The inverse of `dataclasses.asdict`. StorageError for a commit that another version of this software wrote."""
+        names = {one.name for one in fields(ShardRef)}
+        wrong = sorted({*data} ^ names)
+        if wrong:
+            raise StorageError(
+                f"a commit of another schema version ({', '.join(wrong)} of {data.get('table')} {data.get('shard')} missing or unknown): "
+                "read it with the version that wrote it, or make the dataset anew"
+            )
         return ShardRef(**{**data, "ledger": Ledger.from_json(data["ledger"])})
 
 

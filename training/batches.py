@@ -191,7 +191,18 @@ class SourceReader:
         return self._opening(table, shard).result()
 
     def _opening(self, table: str, shard: int) -> Future[Rows]:
-        return self._tables.get((table, shard), lambda: self._openers.submit(lambda: Rows(self._read(table, shard, _COLUMNS[table]))))
+        return self._tables.get((table, shard), lambda: self._openers.submit(self._open, table, shard))
+
+    def _open(self, table: str, shard: int) -> Rows:
+        """ValueError if a column that is needed is not there."""
+        rows = self._read(table, shard, _COLUMNS[table])
+        missing = [name for name in _COLUMNS[table] if name not in (*rows.column_names, *_OPTIONAL)]
+        if missing:
+            raise ValueError(
+                f"{self.source.name}: table {table} of {self.source.url} has no column {', '.join(missing)}, which docs/data.md promises: "
+                "it is of another schema version; make the table anew"
+            )
+        return Rows(rows)
 
     def _read(self, table: str, shard: int, columns: list[str]) -> pa.Table:
         """Those of the columns that the shard has."""
@@ -201,6 +212,7 @@ class SourceReader:
         return self._dataset.read(self._dataset.load_commits([commit])[0], columns)
 
 
+_OPTIONAL = ("parent_image_id",)  # of negatives
 _COLUMNS = {"images": ["image_id", "source_id", "bytes", "parent_image_id"], "captions": ["image_id", "caption"]}
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
-from infra.dataset import AlteredFile, Dataset, NoSuchTable, Snapshot, hash_config
+from infra.dataset import AlteredFile, Dataset, NoSuchTable, ShardRef, Snapshot, hash_config
 from infra.ledger import Ledger, Outcome
-from infra.storage import LocalStore
+from infra.storage import LocalStore, StorageError
 from tests.helpers import commit_table, images_dataset, photographs
 
 
@@ -133,3 +134,11 @@ def test_a_dataset_travels_to_workers(dataset: Dataset) -> None:
 def test_hashes_of_configurations_do_not_depend_on_the_order_of_keys() -> None:
     assert hash_config({"a": 1, "b": [1, 2]}) == hash_config({"b": [1, 2], "a": 1})
     assert hash_config({"a": 1}) != hash_config({"a": 2})
+
+
+def test_a_commit_of_another_schema_version_teaches(dataset: Dataset) -> None:
+    ref = next(iter(one_shard(dataset).shards.values()))
+    known = asdict(ref)
+    assert ShardRef.from_json(known) == ref
+    with pytest.raises(StorageError, match=r"another schema version \(colour, sha256 of t 00000 missing or unknown\)"):
+        ShardRef.from_json({**{name: value for name, value in known.items() if name != "sha256"}, "colour": 1})

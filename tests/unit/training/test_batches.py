@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from infra.dataset import Dataset
+from infra.dataset import Dataset, ShardRef
 from infra.holdout import is_held_out
 from tests.corpora import NEGATIVE, corpus, negatives
-from training import record
-from training.batches import Batches, Recent, prefetch
+from tests.helpers import commit_table
+from training import record, sequence
+from training.batches import Batches, Recent, Sample, prefetch
 from training.recipes import AdaptorConfig, adaptor_tiny
 
 
@@ -73,6 +78,18 @@ def test_a_takedown_moves_no_other_sample(config: AdaptorConfig, tmp_path: Path)
     assert all(a.image_id == b.image_id for a, b in zip(after, before, strict=True) if b.image_id != gone)
 
 
+def test_a_smaller_share_of_the_data_is_part_of_a_larger_one(config: AdaptorConfig) -> None:
+    whole = replace(config, negatives=None, negatives_weight=0.0, batch=replace(config.batch, exclude_heldout=False))
+
+    def drawn(fraction: float) -> set[str]:
+        part = batches(replace(whole, batch=replace(whole.batch, fraction=fraction)))
+        return {part._sources[0].row(position % 4, position // 4)["image_id"] for position in range(80)}
+
+    found = [drawn(fraction) for fraction in (0.6, 0.8, 1.0)]
+    assert found[0] < found[1] < found[2]
+    assert len(found[2]) == 8, "all that were accepted"
+
+
 def test_more_lanes_than_images_still_work(config: AdaptorConfig) -> None:
     many = replace(config, batch=replace(config.batch, lanes=64))
     assert len({batches(many, world=8).sample(p).image_id for p in range(128)}) > 3
@@ -83,6 +100,89 @@ def test_fixed_samples_are_held_out_first_and_never_change(config: AdaptorConfig
     assert [s.image_id for s in fixed] == [s.image_id for s in again]
     assert all(np.array_equal(a.lq_HWC, b.lq_HWC) for a, b in zip(fixed, again, strict=True))
     assert is_held_out(fixed[0].image_id)
+
+
+@pytest.mark.parametrize(("table", "column"), [("captions", "caption"), ("images", "bytes")])
+def test_a_table_of_another_schema_version_teaches(config: AdaptorConfig, tmp_path: Path, table: str, column: str) -> None:
+    url = corpus(tmp_path / "c")
+    dataset = Dataset(url)
+    shards = [dataset.read(ref) for ref in dataset.snapshot(table).shards.values()]
+    names = [column + "_old" if name == column else name for name in shards[0].column_names]
+    commit_table(dataset, table, [shard.rename_columns(names) for shard in shards], {"version": 2})
+    with pytest.raises(ValueError, match=f"table {table} of .* has no column {column}, .* another schema version"):
+        batches(replace(config, input=url, negatives=None, negatives_weight=0.0)).sample(0)
+
+
+def test_an_image_smaller_than_the_crop_is_enlarged_to_it(tmp_path: Path) -> None:
+    tiny = adaptor_tiny()
+    batch = replace(tiny.batch, crop_px=128, short_side_px=None, exclude_heldout=False)
+    small = replace(tiny, input=corpus(tmp_path / "c", photos=3, side_px=40), negatives=None, negatives_weight=0.0, batch=batch)
+    assert all(batches(small).sample(position).gt_HWC.shape == (128, 128, 3) for position in range(4))
+
+
+def place_of(sample: Sample) -> tuple[object, ...]:
+    """All of a sample, pixels as their checksum."""
+    return (sample.source, sample.image_id, sample.prompt, sample.timestep, sample.noise_seed, crc32(sample.gt_HWC), crc32(sample.lq_HWC))
+
+
+SEEN = 48  # positions: with nine images in four lanes, every lane goes round several times
+
+
+@pytest.fixture(scope="module")
+def grown(config: AdaptorConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[AdaptorConfig, str, list[tuple[object, ...]]]:
+    """A run that began, the samples of a worker that nobody disturbs, and then new shards in the corpus."""
+    folder = tmp_path_factory.mktemp("grown")
+    own = replace(config, input=corpus(folder / "c"), output=str(folder / "run"))
+    run = record.begin_or_continue(own.output, record.survey(own, captions=True))
+    reader = Batches(run.sources, seed=own.seed, options=own.batch, world=1)
+    expected = [place_of(reader.sample(position)) for position in range(SEEN)]
+    dataset = Dataset(own.input)
+    for table in ("images", "selections", "captions"):
+        shards = [dataset.read(ref) for ref in dataset.snapshot(table).shards.values()]
+        commit_table(dataset, table, [*shards, *shards[:2]], {"grown": True})
+    survey = record.survey(own, captions=True)
+    assert len(survey.sources[0].shards) == len(run.sources[0].shards) + 2, "a new run would see them"
+    return own, own.output, expected
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(step=st.integers(0, SEEN // 4 - 1), world_log=st.integers(0, 2))
+def test_resumed_anywhere_the_next_samples_are_those_of_the_uninterrupted_run(
+    grown: tuple[AdaptorConfig, str, list[tuple[object, ...]]], step: int, world_log: int
+) -> None:
+    """Also at an epoch's edge, also after the corpus got new shards, on any number of workers."""
+    own, output, expected = grown
+    world = 2**world_log
+    for rank in range(world):
+        fresh = Batches(record.load(output).sources, seed=own.seed, options=own.batch, world=world)
+        for position in sequence.positions(step, global_batch=4, world=world, rank=rank):
+            assert place_of(fresh.sample(position)) == expected[position]
+
+
+def test_a_worker_reads_its_share_of_the_corpus_and_each_byte_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny, world = adaptor_tiny(), 4
+    url = corpus(tmp_path / "c", photos=8, per_shard=1)
+    batch = replace(tiny.batch, crop_px=64, short_side_px=96, exclude_heldout=False, lanes=4)
+    own = replace(tiny, input=url, negatives=None, negatives_weight=0.0, batch=batch)
+    sources = record.survey(own, captions=True).sources
+    read: list[str] = []
+    real = Dataset.read
+
+    def counting(dataset: Dataset, ref: ShardRef, columns: list[str] | None = None) -> pa.Table:
+        read.extend([ref.path] if columns is None or "bytes" in columns else [])
+        return real(dataset, ref, columns)
+
+    monkeypatch.setattr(Dataset, "read", counting)
+    shares = []
+    for rank in range(world):
+        reader, before = Batches(sources, seed=0, options=batch, world=world), len(read)
+        for step in range(12):
+            for position in sequence.positions(step, global_batch=4, world=world, rank=rank):
+                reader.ground_truth(position)
+        shares.append(read[before:])
+    assert all(len(share) == len(set(share)) <= 2 for share in shares), "each file once"
+    files = [ref.path for ref in Dataset(url).snapshot("images").shards.values()]
+    assert sorted(path for share in shares for path in share) == sorted(files)[-7:], "no file by two workers; the first was rejected"
 
 
 def test_a_corpus_without_usable_rows_teaches(config: AdaptorConfig) -> None:
