@@ -9,6 +9,7 @@ from dataclasses import replace
 from infra.config import RunOptions
 from infra.lease import lease
 from infra.storage import StorageError, open_store
+from infra.tracking import check_tracking
 from training import preflight, record
 from training.checkpoint import NotSaved
 from training.folders import find
@@ -33,6 +34,7 @@ def run(config: RunConfig, options: RunOptions) -> int:
     if options.dry_run:
         return 0
     preflight.check_output(config.output)
+    check_tracking(options.tracking)
     with lease(store, f"train_{stage}"):
         record.begin_or_continue(config.output, preflight.refuse_missing(plan))
         try:

@@ -10,7 +10,6 @@ from infra import machine
 from infra.config import RunOptions
 from infra.dataset import Dataset
 from infra.storage import StorageError, open_store
-from supir_model.degradation.presets import parse_mixture
 from training import record, sequence
 from training.batches import in_memory
 from training.folders import find
@@ -73,6 +72,8 @@ def _check_sizes(config: RunConfig, vae_factor: int) -> None:
             f"perceptual_weight is {config.perceptual_weight:g} and perceptual is not given: pass --set perceptual=FILE with the weights "
             "of VGG-16 (supir_model/perceptual.py), or --set perceptual_weight=0"
         )
+    from supir_model.degradation.presets import parse_mixture  # late: its package imports torch
+
     parse_mixture(config.batch.degradation)
     if config.steps < 1:
         raise ValueError(f"steps is {config.steps}, expected 1 or more")

@@ -40,18 +40,11 @@ def run_worker(job: Job, place: Place, say: Say) -> None:
     import torch
 
     from training import checks
-    from training.computing import check_compiler
+    from training.computing import check_compiled
     from training.stages import build_stage
 
     config, store = job.config, open_store(job.config.output)
-    checks.check_device(config, place)
-    checks.check_group(place)
-    if config.compute.compile:
-        check_compiler(place.device)
-    checks.check_storage(store, place)
-    if place.device.type == "cpu":
-        torch.set_num_threads(config.launch.threads)
-    os.environ["LOCAL_RANK"] = str(place.device.index or 0)  # DeepSpeed takes the device from it; Ray has chosen the device already
+    _settle(config, store, place)
     cut = batch_arithmetic(config.batch, place.world)
     run = record.load(config.output)
     batches = Batches(run.sources, seed=config.seed, options=config.batch, world=place.world)
@@ -61,6 +54,8 @@ def run_worker(job: Job, place: Place, say: Say) -> None:
         stage = build_stage(config, fixed, place.device)
     first = sequence.positions(0, global_batch=config.batch.global_batch, world=place.world, rank=place.rank)[: cut.micro_batch]
     checks.check_batch(stage, lambda: [batches.sample(position) for position in first], place)
+    if config.compute.compile:
+        check_compiled(stage.step, stage.collate([batches.sample(position) for position in first]), bf16=config.precision == "bf16")
     engine = build_engine(
         stage.step,
         options=config.engine,
@@ -96,6 +91,25 @@ def run_worker(job: Job, place: Place, say: Say) -> None:
     if tracker is not None:
         tracker.close("FINISHED")
         record.finish(store, config.steps, tracker.run_id)
+
+
+def _settle(config: RunConfig, store: Store, place: Place) -> None:
+    """Take the device that Ray has chosen, and check what does not need data."""
+    import torch
+
+    from training import checks
+    from training.computing import check_compiler
+
+    os.environ["LOCAL_RANK"] = str(place.device.index or 0)  # DeepSpeed takes the device from it
+    if place.device.type == "cuda":
+        torch.cuda.set_device(place.device)  # NCCL's collectives of objects use the current one
+    else:
+        torch.set_num_threads(config.launch.threads)
+    checks.check_device(config, place)
+    checks.check_group(place)
+    if config.compute.compile:
+        check_compiler(place.device)
+    checks.check_storage(store, place)
 
 
 def _tracker(job: Job, store: Store, config: RunConfig, digest: str) -> Tracker:

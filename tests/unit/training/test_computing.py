@@ -128,10 +128,59 @@ def test_preparation_renames_no_parameter(build: Callable[[], Built]) -> None:
 
 @pytest.mark.chaos
 @STAGES
-def test_a_compiled_step_gives_the_same_loss_and_gradients(build: Callable[[], Built]) -> None:
+def test_a_compiled_step_gives_the_same_loss_and_gradients_or_is_refused(build: Callable[[], Built]) -> None:
+    """Seen on a CPU with torch 2.13: stage 2 agrees, stage 1 is refused."""
     computing.check_compiler(torch.device("cpu"))
-    found = taken(prepared(build(), compile=True))
-    assert near(found, taken(build()), 5 * FP32_BAND)  # fused kernels contract a * b + c
+    step, batch = prepared(build(), compile=True)
+    if near(taken((step, batch)), taken(build()), computing.COMPILED_BAND[False]):
+        step.zero_grad(set_to_none=True)
+        computing.check_compiled(step, batch, bf16=False)
+        return
+    step.zero_grad(set_to_none=True)
+    with pytest.raises(ValueError, match="has other gradients than the plain one"):
+        computing.check_compiled(step, batch, bf16=False)
+
+
+def test_a_wrong_compiler_is_found_out() -> None:
+    """A backend that runs the graph as it is passes; one that returns another multiple of it does not."""
+
+    def wrong(graph: Any, inputs: Any) -> Any:
+        return lambda *args: tuple(out * 1.01 for out in graph(*args))
+
+    for backend, raises in (("eager", False), (wrong, True)):
+        torch._dynamo.reset()  # both have the same code
+        step = Small()
+        step.network.compile(backend=backend)
+        batch = {"x": torch.randn(4, 3, generator=torch.Generator().manual_seed(0))}
+        if not raises:
+            computing.check_compiled(step, batch, bf16=False)  # type: ignore[arg-type]
+            assert all(p.grad is None for p in step.parameters())
+            continue
+        with pytest.raises(ValueError, match="other gradients than the plain one"):
+            computing.check_compiled(step, batch, bf16=False)  # type: ignore[arg-type]
+
+
+class Network(torch.nn.Module):
+    """torch compiles none of its own modules when they are called alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * self.linear(x)
+
+
+class Small(torch.nn.Module):
+    """The smallest thing that is called as a step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = Network()
+
+    def forward(self, batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        loss_B = self.network(batch["x"]).square().mean(dim=1)
+        return loss_B.mean(), {"loss_B": loss_B.detach()}
 
 
 def test_no_compiler_is_told_with_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:

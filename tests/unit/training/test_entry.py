@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 from infra.storage import open_store
+from infra.tracking import read_metrics
 from tests.corpora import corpus, negatives, random_prior
+from tests.helpers import free_port
 from training import checkpoint, replay, train_adaptor, train_encoder
 
 SMALL = ["--set", "launch.launcher=local", "--set", "engine.kind=plain", "--set", "batch.crop_px=32", "--set", "batch.short_side_px=48",
          "--set", "batch.global_batch=4", "--set", "batch.micro_batch=2", "--set", "validation.images=1", "--set", "steps=4",
-         "--set", "checkpoint.every_steps=2"]  # fmt: skip
+         "--set", "checkpoint.every_steps=2", "--set", "validation.restore_steps=0"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -43,19 +45,25 @@ def test_an_encoder_is_trained_and_the_same_command_again_ends_at_once(place: Pa
     assert adaptor(place, "e") == 2, "another run's folder"
 
 
-def test_an_adaptor_is_trained_on_that_encoder_and_can_be_loaded(place: Path) -> None:
+def test_an_adaptor_is_trained_on_that_encoder_and_can_be_loaded(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from supir_model.prior import load_components
     from supir_model.weights import load_adaptor, load_encoder
 
     assert encoder(place, "e2") == 0
-    assert adaptor(place, "a", "--set", f"encoder={place}/e2/encoder") == 0
+    options = ["validation.restore_steps=2", "gt_latent=sample", "batch.true_sizes=true", "batch.timestep.kind=cubic", "min_snr_gamma=5"]
+    options += ["compute.activation_checkpointing=true", "batch.degradation=real_esrgan=0.5,x4=0.5", f"encoder={place}/e2/encoder"]
+    tracking = f"sqlite:///{place}/mlflow.db"
+    assert adaptor(place, "a", "--tracking", tracking, *(word for option in options for word in ("--set", option))) == 0
+    assert "validation/psnr_restored" in capsys.readouterr().out
+    run_id = json.loads((place / "a" / "tracker.json").read_text())["run_id"]
+    assert {"error", "loss", "validation/psnr_restored", "validation/loss/t937"} <= set(read_metrics(tracking, run_id))
     components = load_components(place / "prior")
     trained = load_adaptor(place / "a" / "adaptor", components.unet)
     assert any(bool(p.detach().any()) for name, p in trained.named_parameters() if "hint" in name), "zero convolutions have moved"
     load_encoder(place / "e2" / "encoder", components.vae)
 
 
-def test_a_run_that_is_cut_continues_with_equal_weights(place: Path) -> None:
+def test_a_run_that_is_cut_continues_with_equal_weights(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert adaptor(place, "whole") == 0
     assert adaptor(place, "cut", "--set", "launch.launcher=local") == 0
     store = open_store(str(place / "cut"))
@@ -64,6 +72,18 @@ def test_a_run_that_is_cut_continues_with_equal_weights(place: Path) -> None:
     assert checkpoint.steps(store) == [2]
     assert adaptor(place, "cut") == 0
     weights = "adaptor/diffusion_pytorch_model.safetensors"
+    assert (place / "whole" / weights).read_bytes() == (place / "cut" / weights).read_bytes()
+
+    store.delete("finished.json")
+    victim = next(entry.key for entry in store.list("checkpoints/files") if "step-00000004" in entry.key and ".exp_avg." in entry.key)
+    data = store.read(victim)
+    store.delete(victim)
+    store.put(victim, data[:-4] + b"\0\0\0\1")
+    capsys.readouterr()
+    assert adaptor(place, "cut") == 0
+    said = capsys.readouterr().out
+    assert "checkpoint of step 4 is damaged" in said
+    assert "continuing after step 2" in said
     assert (place / "whole" / weights).read_bytes() == (place / "cut" / weights).read_bytes()
 
 
@@ -126,12 +146,22 @@ def test_the_paper_recipe_passes_a_dry_run_and_names_the_weights(
         (["--set", "prior=/nowhere"], "prior: /nowhere is not there yet"),
         (["--set", "network=sdxl_papr"], "did you mean 'sdxl_paper'"),
         (["--set", "steps=0"], "steps is 0"),
+        (["--set", "batch.degradation=real_esrgan=0.5,x4=0.4"], "the weights sum to 0.9, expected 1"),
+        (["--set", "perceptual_weight=0.1"], "perceptual is not given: pass --set perceptual=FILE"),
+        (["--set", "perceptual_weight=0.1", "--set", "perceptual=/no/vgg.safetensors"], "perceptual: /no/vgg.safetensors is not there yet"),
+        (["--set", "engine.zero_stage=3"], "zero_stage"),
     ],
 )
 def test_what_cannot_start_says_why(place: Path, capsys: pytest.CaptureFixture[str], more: list[str], words: str) -> None:
     assert encoder(place, "refused", *more) == 2
     assert words in capsys.readouterr().err
     assert not (place / "refused" / "run.json").exists()
+
+
+def test_a_tracker_that_does_not_answer_stops_the_start(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert encoder(place, "untracked", "--tracking", f"http://127.0.0.1:{free_port()}") == 2
+    assert "MLflow" in capsys.readouterr().err
+    assert not (place / "untracked" / "run.json").exists()
 
 
 def test_shards_that_do_not_fit_into_memory_are_told_before_the_run(

@@ -55,9 +55,13 @@ def test_ablations_differ_from_the_paper_in_one_thing() -> None:
     paper = vars(adaptor_paper())
     changed = {
         name: {key for key, value in vars(ADAPTOR_RECIPES[name]()).items() if value != paper[key]} - {"output"}
-        for name in ("zero_conv", "no_negatives", "no_captions")
+        for name in ("zero_conv", "no_negatives", "no_captions", "data_85k", "data_800")
     }
-    assert changed == {"zero_conv": {"network"}, "no_negatives": {"negatives", "negatives_weight"}, "no_captions": {"batch"}}
+    negatives, batch = {"negatives", "negatives_weight"}, {"batch"}
+    assert changed == {"zero_conv": {"network"}, "no_negatives": negatives, "no_captions": batch, "data_85k": batch, "data_800": batch}
     assert ADAPTOR_RECIPES["no_captions"]().batch.caption_dropout == 1.0
     with pytest.raises(ValueError, match=r"min_snr_gamma is -1\.0, expected 0"):
         replace(adaptor_paper(), min_snr_gamma=-1.0)
+    assert ADAPTOR_RECIPES["data_800"]().batch.fraction * 20_000_000 == pytest.approx(800)
+    with pytest.raises(ValueError, match=r"batch\.fraction is 0, expected a share"):
+        replace(adaptor_paper().batch, fraction=0.0)

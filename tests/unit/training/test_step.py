@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 
-from supir_model.encoder import copy_encoder, encode_mode
+from infra.metrics import Metric
+from supir_model.encoder import copy_encoder, encode_mode, moments
 from supir_model.network import SupirAdaptor
 from supir_model.presets import get_network
 from training.engines import clip_scale, ema_decay
 from training.loop import learning_rate
-from training.recipes import OptimizerOptions
+from training.recipes import OptimizerOptions, encoder_tiny
+from training.stages import EncoderStage
 from training.step import AdaptorStep, EncoderStep
 
 PRESET = get_network("tiny")
@@ -149,3 +152,66 @@ def test_clipping_and_averaging_are_their_formulas() -> None:
     assert clip_scale(2.0, 1.0) == pytest.approx(0.5, rel=1e-5)
     assert clip_scale(0.5, 1.0) == clip_scale(9.0, 0.0) == 1.0
     assert ema_decay(half_life_images=256, batch=64) ** 4 == pytest.approx(0.5)
+
+
+def test_the_optional_terms_of_stage_1_are_their_formulas_and_are_told_apart(networks: dict[str, Any]) -> None:
+    vae, batch = networks["vae"], pair()
+
+    class Distance(torch.nn.Module):
+        def forward(self, a_BCHW: torch.Tensor, b_BCHW: torch.Tensor) -> torch.Tensor:
+            return (a_BCHW - b_BCHW).abs().flatten(1).mean(dim=1)
+
+    plain = encoder_step(networks, "frozen_encoder")
+    step = EncoderStep(
+        vae, plain.encoder, loss="frozen_encoder", latent_weight=1.0, bf16=False,
+        kl_weight=0.5, perceptual_weight=2.0, perceptual=Distance(),
+    )  # fmt: skip
+    (before, _), (loss, parts) = plain(batch), step(batch)
+    mean_BCHW, std_BCHW = moments(vae, plain.encoder, batch["x_lq_BCHW"])
+    posterior, unit = torch.distributions.Normal(mean_BCHW, std_BCHW), torch.distributions.Normal(0.0, 1.0)
+    expected_B = torch.distributions.kl_divergence(posterior, unit).flatten(1).mean(dim=1)
+    assert torch.allclose(parts["kl_B"], expected_B, rtol=1e-4)  # torch takes the logarithm of another ratio
+    assert loss.item() == pytest.approx((before + 0.5 * parts["kl_B"].mean() + 2 * parts["perceptual_B"].mean()).item(), rel=1e-5)
+    loss.backward()
+    assert all(name.startswith("encoder.") for name, _ in step.named_parameters()), "nothing of the distance is trained"
+
+
+def test_a_sampled_ground_truth_is_mean_and_noise(networks: dict[str, Any]) -> None:
+    step, batch = adaptor_step(networks)
+    vae, seen = networks["vae"], []
+    step.supir.register_forward_pre_hook(lambda _, args: seen.append((args[0], args[3]["time_ids"])))
+    noise_BCHW = torch.randn(batch["noise_BCHW"].shape, generator=torch.Generator().manual_seed(5))
+    sizes_B6 = torch.tensor([[700.0, 900, 10, 20, 32, 32], [640, 480, 0, 3, 32, 32]])
+    with torch.no_grad():
+        step(batch)
+        step({**batch, "posterior_noise_BCHW": noise_BCHW, "time_ids_B6": sizes_B6})
+    (mode, fixed_B6), (sample, own_B6) = seen
+    _, std_BCHW = moments(vae, vae.encoder, batch["x_gt_BCHW"])
+    beta_T = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    abar_B111 = torch.cumprod(1 - beta_T, 0)[batch["timestep_B"]].float().view(-1, 1, 1, 1)
+    expected = abar_B111.sqrt() * std_BCHW * noise_BCHW * vae.config.scaling_factor
+    assert torch.allclose(sample - mode, expected, atol=1e-5)  # a difference of fp32 numbers of size 1
+    assert fixed_B6.tolist() == [[128, 128, 0, 0, 128, 128]] * 2
+    assert torch.equal(own_B6, sizes_B6)
+
+
+def test_every_part_of_a_step_is_a_metric(networks: dict[str, Any]) -> None:
+    """The loop logs means of all parts, and `Metric` refuses a name that it does not know."""
+    vae = networks["vae"]
+    stage1 = EncoderStep(vae, copy_encoder(vae), loss="frozen_encoder", latent_weight=1.0, bf16=False, kl_weight=1.0)
+    stage2, batch = adaptor_step(networks)
+    stage2._min_snr_gamma = 5.0
+    parts = {*stage1(pair())[1], *stage2(batch)[1], "perceptual_B"}
+    assert {"kl_B", "error_B"} <= parts
+    assert all(Metric(name.removesuffix("_B")) for name in parts)
+
+
+def test_alarms_of_a_collapsing_encoder(networks: dict[str, Any]) -> None:
+    config = replace(encoder_tiny(), loss="paper")
+    stage = EncoderStage(config=config, step=encoder_step(networks, "paper"), fixed=[], device=torch.device("cpu"))
+    healthy = {"decoded_mean": 0.1, "target_mean": 0.12, "decoded_variance": 0.2, "target_variance": 0.25}
+    assert stage.alarms(healthy) == []
+    dark, flat = stage.alarms({**healthy, "decoded_mean": -0.4}) + stage.alarms({**healthy, "decoded_variance": 0.01})
+    assert "decoded mean -0.40, the ground truth has 0.12" in dark
+    assert "decoded variance 0.010" in flat
+    assert "use loss=frozen_encoder" in flat
