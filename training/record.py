@@ -19,8 +19,8 @@ from infra.storage import Store, open_store
 from training.recipes import RunConfig, Source
 
 RECORD, FINISHED = "run.json", "finished.json"
-FREE = ("output", "launch", "engine", "compute", "checkpoint", "validation", "batch.micro_batch", "batch.decode_ahead", "batch.decode_threads",
-        "batch.cache_mb")
+FREE = ("output", "launch", "engine", "compute", "checkpoint", "validation", "batch.micro_batch", "batch.decode_ahead",
+        "batch.decode_threads", "batch.cache_mb")
 """Fields that may differ when a run is continued: none of them changes what a step computes, beyond rounding.
 
 `steps` may too, where the learning rate does not follow it.
