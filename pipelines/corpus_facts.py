@@ -1,7 +1,7 @@
 """What only the whole corpus can tell: thresholds from percentiles, who wins in a group of duplicates, and what shows a test picture.
 From the scores tables alone.
 
-No pixel is moved, and memory is bounded: 160 bytes a row and 8 for each measure of the rule, and while duplicates are sought about as
+No pixel is moved, and memory is bounded: 600 bytes a row and 8 for each measure of the rule, and while duplicates are sought about as
 much again (docs/results/duplicates.md). Every answer is a function of the rows: not of
 their order, of shards or of workers. Rows that were taken down, that show a test picture, or that fail a threshold themselves, take no
 part: a group must not
