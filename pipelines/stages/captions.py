@@ -155,6 +155,7 @@ class _Slice:
         while True:
             for asked, answer in engine.describe_all(self._asked(decoded)):
                 if isinstance(answer, Refused):
+                    self.looks.pop(asked.place, None)
                     self.outcomes[asked.place] = Outcome(self.sources[asked.place], "failed", answer.reason, answer.detail)
                     continue
                 self.tokens += answer.tokens
