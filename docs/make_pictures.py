@@ -3,6 +3,7 @@
 
 python docs/make_pictures.py                      degradation.png: the centre of one photograph under every preset
 python docs/make_pictures.py measures FOLDER      measures.png: how the photographs of a folder measure, with the limits of two recipes
+python docs/make_pictures.py stage1 TRACKING      stage1.png: decoded mean and variance while stage 1 trains, each run of an MLflow address
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ sys.path.insert(0, str(ROOT))
 PHOTO = ROOT / "examples" / "photos" / "two_dogs_at_a_window.jpg"
 CELLS = ["original", "x4", "x8", "blur2_x4", "x4_noise40", "blur2_x4_noise20_jpeg50",
          "real_esrgan 0", "real_esrgan 1", "real_esrgan 2", "real_esrgan 3", "light_stablesr 0", "light_stablesr 1"]  # fmt: skip
+PSNR = ("validation/psnr_stage1", "validation/psnr_original_encoder")
 WIDE = ("sharpness", "noise", "blockiness", "bits_per_pixel", "text_area")  # shown on a logarithmic axis
 SIZE_PX, SHOWN_PX, LABEL_PX, COLUMNS = 512, 232, 18, 4
 
@@ -86,10 +88,40 @@ def measures(folder: str) -> Path:
     return out
 
 
+def stage1(tracking: str) -> Path:
+    """Medians of some 30 windows of the decoded pictures' mean and variance (the ground truth's dashed); PSNR of held-out ones."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    from infra.tracking import find_runs
+
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.2), dpi=100, layout="constrained")
+    shown = (("mean", "decoded_mean", "target_mean"), ("variance", "decoded_variance", "target_variance"), ("PSNR, dB", *PSNR))
+    for run, colour in zip(find_runs(tracking, ["train_encoder"], "", [], 8), ("#2d7f78", "#c0563b", "#3f5fa8"), strict=False):
+        for axis, (title, ours, theirs) in zip(axes, shown, strict=True):
+            for name, style in ((ours, "-"), (theirs, "--")):
+                points = np.array(run.curves[name])
+                kept = max(1, len(points) // 30)
+                seen, values = (points[: len(points) // kept * kept, i].reshape(-1, kept) for i in (0, 1))
+                label = f"loss={run.params['loss']}" if style == "-" else None
+                axis.plot(seen.mean(axis=1), np.median(values, axis=1), style, color=colour, linewidth=1.4, label=label)
+            axis.set_title(title, fontsize=10)
+            axis.set_xlabel("images seen", fontsize=8)
+            axis.tick_params(labelsize=8)
+    axes[0].legend(fontsize=8)
+    out = ROOT / "docs" / "pictures" / "stage1.png"
+    figure.savefig(out)
+    Image.open(out).convert("RGB").quantize(48).save(out, optimize=True)
+    return out
+
+
 def main(argv: list[str]) -> int:
-    if argv and (argv[0] != "measures" or len(argv) != 2):
+    makers = {"measures": measures, "stage1": stage1}
+    if argv and (argv[0] not in makers or len(argv) != 2):
         raise SystemExit(__doc__)
-    out = measures(argv[1]) if argv else degradation()
+    out = makers[argv[0]](argv[1]) if argv else degradation()
     print(f"{out.relative_to(ROOT)}: {out.stat().st_size / 1e6:.2f} MB")
     return 0
 
