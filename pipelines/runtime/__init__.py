@@ -1,1 +1,1 @@
-"""The runtime turns a stage into a job: plan pending shards, run them on Ray Data actors, commit, publish."""
+"""The runtime turns a stage into a job: plan pending shards, run them on Ray's actors, commit, publish."""
