@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 from infra.storage import Entry, NotFound, StorageError, join, unique_name
 
 RETRIES = 6  # choice: a restarted S3 server refuses requests for some seconds
-RETRY_FIRST_S = 0.5  # choice: doubles each time, 0.5 .. 8 s, beside s3fs's own two seconds of retries each
+RETRY_FIRST_S = 0.5  # choice: doubles each time, 0.5 .. 8 s, times 0.5 to 1, beside s3fs's own two seconds of retries each
 PART_BYTES = 16 * 2**20  # choice: of an upload in parts; S3 takes 10,000 of them, 160 GB
 REFUSED = ("PreconditionFailed", "412")  # the key exists, so a conditional put was not done
 NO_BUCKET = ("NoSuchBucket",)
@@ -132,7 +133,7 @@ class S3Store:
                     raise final from error
                 last: Exception = error
             if attempt + 1 < tries:
-                time.sleep(RETRY_FIRST_S * 2**attempt)
+                time.sleep(RETRY_FIRST_S * 2**attempt * random.uniform(0.5, 1.0))  # a thousand workers do not come back at once
         endpoint = os.environ.get("AWS_ENDPOINT_URL", "the AWS default")
         raise StorageError(f"{self._path(key)}: the S3 server did not answer ({type(last).__name__}: {last}); endpoint: {endpoint}. "
                            "Start it or correct AWS_ENDPOINT_URL, then run the same command again; it continues") from last

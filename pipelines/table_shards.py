@@ -12,7 +12,7 @@ one with a probability of 1e-5).
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
@@ -24,7 +24,7 @@ from infra.config import hash_config
 from infra.dataset import Dataset
 from pipelines.inputs_table import SCHEMA, ShardLimits, Wanted, committed
 from pipelines.sources import Source, to_position
-from pipelines.table_files import Columns, TableFile, UnusableTable
+from pipelines.table_files import BATCH_ROWS, Columns, TableFile, UnusableTable
 from pipelines.web.secrets_in_urls import SUSPECT, redact
 
 Piece = tuple[pa.Table, dict[str, str]]  # rows of a shard, and what they cover: "table#first-stop" -> digest
@@ -130,12 +130,19 @@ def _unusable(address: str, name: str, key: str, error: UnusableTable) -> Piece:
 
 def _table_pieces(table: TableFile, name: str, options: TableOptions, seen: Seen, spans: list[Span]) -> Iterator[Piece]:
     done = {first: (stop, digest) for first, stop, digest in spans}
-    for first, batch in _cut(table.batches(), sorted(done.items()), options.rows_per_shard):
-        rows, digest = _rows(table, name, first, batch, options, seen), _digest(table, batch, options)
+    size = options.rows_per_shard
+    at_once = size if table.kind == "record" else size * max(1, BATCH_ROWS // size)  # of records only some rows are kept
+    for first, batch in _cut(table.batches(), sorted(done.items()), size, at_once):
         if first in done:
-            _check_unchanged(table, done[first], (first + batch.num_rows, digest), first)
-        elif rows.num_rows:
-            yield rows, {_label(name, table.key, first, first + batch.num_rows): digest}
+            _check_unchanged(table, done[first], (first + batch.num_rows, _digest(table, batch, options)), first)
+            if _has_addresses(table, batch):
+                seen.repeated(batch.column("url").to_pylist())
+            continue
+        rows = _rows(table, name, first, batch, options, seen)
+        for start in range(0, batch.num_rows, size):
+            piece = batch.slice(start, size)
+            if (mine := rows.slice(start, size)).num_rows:
+                yield mine, {_label(name, table.key, first + start, first + start + piece.num_rows): _digest(table, piece, options)}
     if spans and table.kind != "record":
         _check_not_shorter(table, spans[-1][1])
 
@@ -152,15 +159,18 @@ def _check_not_shorter(table: TableFile, listed: int) -> None:
         raise ValueError(f"{table.key} has {table.rows} rows, {listed} were listed before: restore it, or take another --output")
 
 
-def _cut(batches: Iterator[pa.Table], done: list[tuple[int, tuple[int, str]]], rows: int) -> Iterator[tuple[int, pa.Table]]:
-    """(first row, rows): spans that are covered as they were cut, the others in pieces of `rows`. Only the last may be shorter."""
+def _cut(batches: Iterator[pa.Table], done: list[tuple[int, tuple[int, str]]], rows: int,
+         at_once: int) -> Iterator[tuple[int, pa.Table]]:
+    """(first row, rows): spans that are covered as they were cut, then pieces of `rows`; behind the last span `at_once` rows in one."""
     held: list[pa.Table] = []
     held_rows = first = 0
-    ahead = list(done)
+    ahead = deque(done)
 
     def size() -> int:
+        while ahead and ahead[0][0] < first:
+            ahead.popleft()
         if not ahead:
-            return rows
+            return at_once
         start, (stop, _) = ahead[0]
         return stop - first if start == first else min(rows, start - first)
 
@@ -172,7 +182,6 @@ def _cut(batches: Iterator[pa.Table], done: list[tuple[int, tuple[int, str]]], r
             yield first, joined.slice(0, take)
             first += take
             held, held_rows = [joined.slice(take)], held_rows - take
-            ahead = [one for one in ahead if one[0] >= first]
     if held_rows:
         yield first, pa.concat_tables(held)
 
@@ -180,11 +189,15 @@ def _cut(batches: Iterator[pa.Table], done: list[tuple[int, tuple[int, str]]], r
 def _digest(table: TableFile, batch: pa.Table, options: TableOptions) -> str:
     """Of the addresses; of pictures in a table, which are not read here, of the file's size."""
     total = hashlib.sha256(options.digest().encode())
-    if "url" in batch.column_names and table.kind != "cell":
+    if _has_addresses(table, batch):
         total.update("\0".join(url or "" for url in batch.column("url").to_pylist()).encode())
     else:
         total.update(f"{table.size_bytes} {table.rows}".encode())
     return total.hexdigest()[:16]
+
+
+def _has_addresses(table: TableFile, batch: pa.Table) -> bool:
+    return "url" in batch.column_names and table.kind != "cell"
 
 
 # rows
@@ -228,13 +241,8 @@ def _rows(table: TableFile, name: str, first: int, batch: pa.Table, options: Tab
 
 def _ids(name: str, key: str, first: int, stop: int) -> list[str]:
     """As inputs_table.source_id, for many rows."""
-    begin = hashlib.sha256(f"{name}\0{to_position(key)}#".encode())
-    found = []
-    for row in range(first, stop):
-        one = begin.copy()
-        one.update(b"%d" % row)
-        found.append(one.hexdigest()[:32])
-    return found
+    begin = f"{name}\0{to_position(key)}#".encode()
+    return [hashlib.sha256(b"%b%d" % (begin, row)).hexdigest()[:32] for row in range(first, stop)]
 
 
 def _redacted(urls: pa.Array) -> pa.Array:

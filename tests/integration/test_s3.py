@@ -10,8 +10,9 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, ClassVar
 
 import pytest
 
@@ -127,6 +128,36 @@ def test_a_job_on_s3_gives_what_it_gives_on_a_disk(s3: str, tmp_path: Path) -> N
                for dataset in (Dataset(str(tmp_path)), Dataset(f"{s3}/toy"))]
     assert results[0].digest == results[1].digest
     assert results[0].ledger == results[1].ledger
+
+
+class Busy(BaseHTTPRequestHandler):
+    """S3 that asks for patience before it takes an object."""
+
+    protocol_version = "HTTP/1.1"  # an S3 client waits for "100 Continue"
+    answers: ClassVar[list[int]] = []
+
+    def do_PUT(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.answers.append(503 if len(self.answers) < 2 else 200)
+        body = b"" if self.answers[-1] == 200 else b"<Error><Code>SlowDown</Code><Message>Please reduce your rate.</Message></Error>"
+        self.send_response(self.answers[-1])
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Quiet."""
+
+
+def test_a_server_that_asks_to_slow_down_is_waited_for(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Busy)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+    try:
+        open_store("s3://bucket/prefix").put("a", b"1")
+    finally:
+        server.shutdown()
+    assert Busy.answers == [503] * 2 + [200]
 
 
 PROBE = """

@@ -68,6 +68,14 @@ def test_the_grace_period_is_counted_from_the_last_write(dataset: Dataset) -> No
     assert [entry.key for entry in gc.rubbish(dataset)] == [stray]
 
 
+def test_a_clock_that_went_back_sweeps_nothing(dataset: Dataset) -> None:
+    stray = "images/00000.0123456789abcdef.parquet"
+    dataset.store.put(stray, b"x")
+    tomorrow = time.time() + 25 * 3600
+    os.utime(Path(dataset.store.url, stray), (tomorrow, tomorrow))
+    assert gc.rubbish(dataset) == []
+
+
 def test_what_is_committed_between_the_listing_and_the_reading_is_kept(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     real = gc.named_files
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from infra.dataset import Dataset
+from infra.lease import lease
 from pipelines import curate, export, gc, ingest
 from tests.helpers import photographs, shrunk
 
@@ -215,6 +216,15 @@ def test_an_altered_shard_is_named_and_not_used(photos: Path, tmp_path: Path, he
     assert curate.main(["--input", str(tmp_path / "c")]) == 2
     assert f"{path} was altered after its commit" in capsys.readouterr().err
     assert not dataset.has("scores")
+
+
+def test_of_two_jobs_the_second_stops(photos: Path, tmp_path: Path, here: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    dataset = Dataset(str(tmp_path / "c"))
+    with lease(dataset.store, "images"):
+        assert ingest.main(["--input", str(photos), "--output", str(tmp_path / "c")]) == 2
+    assert "another job is at work on 'images'" in capsys.readouterr().err
+    assert here == []
+    assert len(table(ingested(photos, tmp_path / "c"), "images")) == 7
 
 
 @pytest.mark.parametrize("job", [ingest, curate, export])
