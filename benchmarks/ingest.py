@@ -6,7 +6,8 @@
 img2dataset needs an environment of its own (its pins are older than ours). Both sides run as whole commands, start included, in turn;
 medians of the rounds. Theirs: one process, --threads threads, `disable_all_reencoding`, Parquet output, sha256 (it does not look at the
 bytes otherwise, and knows no robots.txt). Ours: one worker, header check, sha256, provenance, checked addresses, robots.txt, a durable
-commit per shard. `rate_without_start` leaves out what each side needs for one photograph. `parts` is where our time goes in one shard.
+commit per shard. `rate_without_start` leaves out what each side needs for one photograph. `parts` is where our time goes in one shard,
+`worker_peak_mib` what the fetching process holds at most with shards of 256 MB.
 Without --img2dataset ours alone is measured.
 """
 
@@ -23,10 +24,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+SHARD_BYTES = 256 * 2**20  # of the usual shard
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 THEIRS = """
 import sys
@@ -109,6 +112,24 @@ def timed(command: list[str], env: dict[str, str]) -> float:
     return time.monotonic() - start
 
 
+def worker_memory(source: Path, output: Path, rows: int) -> int:
+    """MiB resident at most of the process that fetches shards of so many rows; looked at ten times a second."""
+    import psutil
+
+    command = [sys.executable, str(ROOT / "pipelines/ingest.py"), *flags(source, output, rows)]
+    job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    family = psutil.Process(job.pid)
+    most = 0
+    while job.poll() is None:
+        for one in family.children(recursive=True):
+            with suppress(psutil.Error):
+                most = max(most, one.memory_info().rss if "ShardActor" in " ".join(one.cmdline()) else 0)
+        time.sleep(0.1)
+    if job.returncode or not most:
+        raise RuntimeError(f"the job watched for its memory ended with {job.returncode}, its worker held {most} bytes")
+    return most // 2**20
+
+
 def check(output: Path, count: int, mine: bool) -> None:
     """Both sides have them all."""
     import pyarrow.parquet as pq
@@ -173,6 +194,7 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     sys.path.insert(0, str(ROOT))
     pictures = photographs()
+    mean_bytes = sum(map(len, pictures)) // len(pictures)
     context = multiprocessing.get_context("spawn")
     port = context.Queue()
     server = context.Process(target=serve, args=(pictures, port), daemon=True)
@@ -198,11 +220,12 @@ def main(argv: list[str]) -> int:
                 else:
                     starts[side] = took
         shares = parts(folder, sources[args.count], args.rows)
+        memory = worker_memory(sources[args.count], folder / "memory", SHARD_BYTES // mean_bytes)
     finally:
         server.kill()
         shutil.rmtree(folder, ignore_errors=True)
     result: dict[str, Any] = {"benchmark": "ingest", "count": args.count, "rounds": args.rounds, "cores": os.cpu_count(),
-                              "mean_bytes": sum(map(len, pictures)) // len(pictures), "parts": shares}
+                              "mean_bytes": mean_bytes, "parts": shares, "worker_peak_mib": memory}
     for side in sides:
         median = statistics.median(seconds[side])
         result[side] = {"seconds": [round(one, 1) for one in seconds[side]], "median_s": round(median, 2),
