@@ -33,7 +33,8 @@ def from_s3(address: str, identity: str = "") -> Path:
     Raises ValueError if what came does not have the hash `identity`, or if the node has no room; StorageError if S3 refuses.
     """
     store = open_store(address)
-    entries = [entry for entry in store.list() if not any(part.startswith(".") for part in entry.key.split("/"))]
+    # a name such as ../x or /x would leave the folder
+    entries = [entry for entry in store.list() if all(part and not part.startswith(".") for part in entry.key.split("/"))]
     if not entries:
         raise NotFound(f"{address} holds no file: expected a folder of weights")
     listed = "\n".join([address, *(f"{entry.key} {entry.size_bytes} {entry.modified.isoformat()}" for entry in entries)])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from infra.storage import hash_folder
+from infra.storage import Entry, LocalStore, hash_folder
 from pipelines.stages import node_weights
 from pipelines.stages.weights import folder_identity, is_local, local_folder, local_model
 
@@ -31,6 +33,17 @@ def test_a_folder_is_brought_once_and_is_the_same(weights: Path, monkeypatch: py
     assert not (place / ".hidden").exists()
     monkeypatch.setattr(node_weights, "_bring", lambda *_: pytest.fail("it was there"))
     assert node_weights.from_s3(str(weights), hash_folder(str(weights))) == place
+
+
+def test_names_that_would_leave_the_folder_are_left_out(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hostile(LocalStore):  # a bucket may hold any names
+        def list(self, prefix: str = "") -> Iterator[Entry]:
+            found = list(super().list(prefix))
+            yield from (*found, *(replace(found[0], key=key) for key in ("../out", "unet/../../out", "/tmp/supir-out", "unet//out")))
+
+    monkeypatch.setattr(node_weights, "open_store", Hostile)
+    place = node_weights.from_s3(str(weights))
+    assert {str(path.relative_to(place)) for path in place.rglob("*") if path.is_file()} == {"config.json", "unet/model.safetensors"}
 
 
 def test_other_weights_at_the_same_address_are_another_folder(weights: Path) -> None:
