@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from pipelines.sources import Provenance
+from pipelines.provenance import Provenance, provenance_of
 
 
 def parse_json(data: bytes, name: str) -> dict[str, Provenance]:
     """File of the `in-the-wild` photograph -> provenance, with its folder and without. Raises ValueError for another layout."""
-    from pipelines.sources import provenance_of
-
     try:
         records: Any = json.loads(data)
         told: dict[str, Provenance] = {}

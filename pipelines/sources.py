@@ -8,8 +8,6 @@ pictures in it) are only named here: pipelines/table_shards.py reads them.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import stat
@@ -22,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from infra.storage import LocalStore, NotFound, StorageError, Store, open_store
+from pipelines import ffhq
+from pipelines.provenance import Provenance, parse_csv, provenance_of
 from pipelines.table_files import Columns, TableFile, is_table, look
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".mpo")
@@ -30,24 +30,6 @@ TAR_SUFFIX = ".tar"
 SIDECAR = "photos.csv"
 METADATA_MAX_BYTES = 1 << 20  # choice: a caption or a record of origin is small; more is not read
 QUOTED = "bytes:"  # a name that is not Unicode text stands percent-encoded behind this
-SYNONYMS = {  # our column -> what others call it
-    "licence": ("licence", "license"),
-    "licence_url": ("licence_url", "license_url"),
-    "attribution": ("attribution", "credit", "author"),
-    "source_url": ("source_url", "url"),
-    "caption_source": ("caption_source", "caption", "text"),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Provenance:
-    """What the source says of a picture; empty where it says nothing."""
-
-    licence: str = ""
-    licence_url: str = ""
-    attribution: str = ""
-    source_url: str = ""
-    caption_source: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +39,7 @@ class Item:
     position: str
     size_bytes: int
     offset: int | None = None
-    provenance: Provenance = Provenance()
+    provenance: Provenance = field(default_factory=Provenance)
 
 
 @dataclass
@@ -212,9 +194,7 @@ def _one_file(key: str, entry: os.DirEntry[str]) -> Iterator[tuple[str, int]]:
 def _read_sidecar(store: Store, name: str) -> dict[str, Provenance]:
     """File -> provenance from the CSV that was named, from photos.csv in the source, or from <folder>.csv beside a local one."""
     if name.endswith(".json"):
-        from pipelines.ffhq import parse_json  # the one record of that kind
-
-        return parse_json(store.read(name), name)
+        return ffhq.parse_json(store.read(name), name)
     if name:
         return parse_csv(store.read(name), name)
     places = [(store, SIDECAR)]
@@ -227,29 +207,6 @@ def _read_sidecar(store: Store, name: str) -> dict[str, Provenance]:
         except NotFound:
             continue
     return {}
-
-
-def parse_csv(data: bytes, name: str) -> dict[str, Provenance]:
-    """File -> provenance. Raises ValueError unless there is a column `file` and the text is UTF-8."""
-    try:
-        rows = csv.DictReader(io.StringIO(data.decode("utf-8-sig")))
-        table = [{key: value for key, value in row.items() if isinstance(key, str)} for row in rows]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{name} is not a CSV file in UTF-8 ({error}): save it again as UTF-8") from error
-    if table and "file" not in table[0]:
-        raise ValueError(f"{name} has the columns {', '.join(table[0])}, expected one named 'file' with paths relative to the source")
-    return {str(row["file"]): provenance_of(row) for row in table}
-
-
-def provenance_of(record: dict[str, Any]) -> Provenance:
-    """Provenance from a record with our names or the common other ones; what is no text is taken as text."""
-    found: dict[str, str] = {}
-    for name, synonyms in SYNONYMS.items():
-        values = (record[synonym] for synonym in synonyms if record.get(synonym) not in (None, ""))
-        value = next(values, None)
-        if value is not None:
-            found[name] = value if isinstance(value, str) else json.dumps(value)
-    return Provenance(**found)
 
 
 # tars

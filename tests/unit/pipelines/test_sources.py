@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from infra.storage import StorageError
-from pipelines.sources import Source, parse_csv, provenance_of, to_key, to_position
+from pipelines.provenance import parse_csv, provenance_of
+from pipelines.sources import Source, to_key, to_position
 
 ODD_NAMES = [b"na\xc3\xafve \xe2\x98\x83.jpg", b"latin1 caf\xe9.jpg", b"new\nline.jpg", b"bytes:a.jpg", b"\xe2\x80\xae reversed.jpg",
              b"-rf.jpg"]
