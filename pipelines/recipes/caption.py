@@ -6,10 +6,11 @@ from dataclasses import dataclass, field, replace
 
 from pipelines.runtime.cluster import WorkerOptions
 from pipelines.stages.agreement import AgreementSettings
+from pipelines.stages.asking import RELEASED_SAMPLING
 from pipelines.stages.caption_checks import CheckSettings
 from pipelines.stages.endpoint import EndpointSettings
 from pipelines.stages.facts import FactsSettings
-from pipelines.stages.llava import RELEASED_SAMPLING, LlavaSettings
+from pipelines.stages.llava import LlavaSettings
 from pipelines.stages.reject_band import RejectBand
 from pipelines.stages.views import SeenSettings
 

@@ -1,17 +1,19 @@
 """Captions from a server that speaks OpenAI's chat-completions protocol (vLLM, SGLang, `transformers serve`): settings and captioner.
 
-The requests themselves, with their retries and back-pressure, are in endpoint_client.
+What is sent and read is in endpoint_protocol, the connections with their retries and back-pressure in endpoint_client.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from pipelines.stages.asking import GREEDY, REASK, Decoding
 from pipelines.stages.captioner import Asked, Canary, Captioned, Identity, InOrder, Refused, known_picture
-from pipelines.stages.llava import GREEDY, IMAGE_MARK, MAX_NEW_TOKENS, QUESTION, REASK, Decoding, squared
+from pipelines.stages.endpoint_protocol import ServerSettings
+from pipelines.stages.llava import squared
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,48 +25,24 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's pictures, with whic
 
 
 @dataclass(frozen=True, kw_only=True)
-class EndpointSettings:
-    """Where the servers are and how to ask them.
+class EndpointSettings(ServerSettings):
+    """The servers, and what they are shown. `revision` is what you say of the weights that they serve: another one makes captions stale.
 
-    `urls` are base addresses of replicas that serve the same `model` (`http://gpu-1:8000/v1`). `revision` is what you say of the
-    weights that they serve: another one makes captions stale. The key, if servers want one, is in the environment variable that
-    `api_key_env` names. `image_tokens` (None: not checked) is how many tokens a picture takes at least in the server's own count of
-    the prompt: servers have been seen to drop pictures silently. A row is given up after `tries` that failed while other requests
-    were answered; if nobody answers anything for `patience_s`, the job stops.
+    `canary` makes a worker prove that the model looks.
     """
 
     engine: str = "endpoint"
-    urls: tuple[str, ...] = field(metadata={"result": False})
-    model: str
     revision: str | None = None
-    question: str = QUESTION
-    system: str = ""
-    max_new_tokens: int = MAX_NEW_TOKENS
     decoding: Decoding = GREEDY  # choice: a corpus caption can be made again
     reask: Decoding = REASK
     side_px: int = 336  # LLaVA-1.5's vision tower
     fit: Literal["pad", "whole"] = "pad"  # whole: the longer side shrinks to side_px, for models that take any shape
-    encoding: Literal["png", "jpeg"] = "png"  # choice: without loss; 336 px are 0.2 MB
-    image_tokens: int | None = 576  # LLaVA-1.5: 24 x 24 patches
-    in_flight: int = field(default=32, metadata={"result": False})  # choice: two batches of a server of 16
-    timeout_s: float = field(default=120.0, metadata={"result": False})
-    tries: int = field(default=6, metadata={"result": False})
-    patience_s: float = field(default=900.0, metadata={"result": False})  # choice: a server loads 26 GB of weights in minutes
-    api_key_env: str = field(default="SUPIR_ENDPOINT_KEY", metadata={"result": False})
     canary: bool = field(default=True, metadata={"result": False})
 
     def __post_init__(self) -> None:
-        if not self.urls or not all(url.startswith(("http://", "https://")) for url in self.urls):
-            raise ValueError(f"captioner.urls is {list(self.urls)}, expected base addresses such as http://gpu-1:8000/v1")
-        if any("@" in url.split("//", 1)[1].split("/", 1)[0] for url in self.urls):
-            raise ValueError(f"captioner.urls holds a password: put the key into the environment variable {self.api_key_env} instead")
-        if IMAGE_MARK in self.question:
-            raise ValueError(f"captioner.question contains {IMAGE_MARK!r}, which marks a picture's place: the server puts it there")
-        for name in ("in_flight", "tries", "max_new_tokens", "side_px"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"captioner.{name} is {getattr(self, name)}, expected 1 or more")
-        if self.timeout_s <= 0 or self.patience_s < 0:
-            raise ValueError(f"captioner: timeout_s {self.timeout_s}, patience_s {self.patience_s}: expected more than 0, and 0 or more")
+        super().__post_init__()
+        if self.side_px < 1:
+            raise ValueError(f"captioner.side_px is {self.side_px}, expected 1 or more")
 
     def weights(self) -> str:
         """What names the weights: nobody but the server sees them, so what the configuration says of them."""
@@ -140,9 +118,3 @@ class EndpointCaptioner(InOrder):
         decoding = settings.reask if one.attempt and not settings.decoding.temperature else settings.decoding
         return self._client.submit(self.prepare(one.picture_HWC), decoding, one.seed % SEEDS)
 
-
-def messages(system: str, question: str, data_url: str) -> Sequence[dict[str, Any]]:
-    """The conversation of one request: the picture first, then the question, as LLaVA was trained."""
-    content = [{"type": "image_url", "image_url": {"url": data_url}}, {"type": "text", "text": question}]
-    said = [{"role": "system", "content": system}] if system else []
-    return [*said, {"role": "user", "content": content}]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import base64
-import email.utils
 import json
 import os
 import random
@@ -17,27 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.runtime.stage import StageUnusable
 from pipelines.stages.captioner import Captioned, Refused, known_picture
+from pipelines.stages.endpoint_protocol import SHOWN_CHARS, BadAnswer, ServerSettings, caption_of, request_body, same_model, seconds_from
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from pipelines.stages.endpoint import EndpointSettings
-    from pipelines.stages.llava import Decoding
+    from pipelines.stages.asking import Decoding
 
 BUSY = (408, 425, 429, 500, 502, 503, 504)  # what another try may mend
 REFUSED_ROW = (400, 413, 415, 422)  # this request, not the server
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.25, 30.0  # choice
 MAX_ANSWER_BYTES = 1 << 20  # choice: 512 tokens are 4 KB
-SHOWN_CHARS = 200
-JPEG_QUALITY = 95  # choice
-
-
-class BadAnswer(Exception):
-    """What came back is no caption; `reason` is a code of the ledger."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.reason, self.detail = reason, detail
 
 
 class Busy(Exception):
@@ -61,7 +49,7 @@ class Replica:
 class EndpointClient:
     """Requests run on an event loop in a thread of its own; `submit` hands out futures."""
 
-    def __init__(self, settings: EndpointSettings) -> None:
+    def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
         self._key = os.environ.get(settings.api_key_env, "")
         self._replicas = [Replica(url.rstrip("/")) for url in settings.urls]
@@ -91,7 +79,7 @@ class EndpointClient:
             said = "; ".join(f"{url}: {why}" for url, why in found.items())
             raise ValueError(f"no caption server answers ({said}): start it, or correct captioner.urls")
         model = self.settings.model
-        wrong = {url: names for url, names in serving.items() if names and not any(_same_model(name, model) for name in names)}
+        wrong = {url: names for url, names in serving.items() if names and not any(same_model(name, model) for name in names)}
         if len(wrong) == len(serving) and not os.path.isdir(model):  # `transformers serve` lists its cache, not a folder it was given
             raise ValueError(f"captioner.model is {model!r}, but {next(iter(wrong))} serves {', '.join(next(iter(wrong.values()))[:5])}")
 
@@ -115,24 +103,24 @@ class EndpointClient:
             await asyncio.sleep(FIRST_WAIT_S)
 
     async def _ask(self, rgb_HWC: NDArray[Any], decoding: Decoding, seed: int) -> Captioned | Refused:
-        body = await asyncio.to_thread(self._body, rgb_HWC, decoding, seed)
+        body = await asyncio.to_thread(request_body, self.settings, rgb_HWC, decoding, seed)
         begun = failed_at = time.monotonic()
         tries = blamed = 0  # blamed: the tries that failed though the server answers; an outage, however long, is no picture's fault
         while True:
             if tries >= self.settings.tries and self._answered_at <= failed_at:
-                await self._probe()
+                await self._probe(len(rgb_HWC), decoding)
             replica = await self._free_replica()
             tries += 1
             replica.out += 1
             try:
-                caption = self._read(await self._post_json(replica, body), decoding, seed)
+                caption = caption_of(await self._post_json(replica, body), self.settings, decoding, seed)
                 self._answered(replica)
                 return caption
             except BadAnswer as error:
                 self._answered(replica)
                 blamed, failed_at = blamed + 1, time.monotonic()
                 if error.reason == "endpoint_refused" or blamed >= self.settings.tries:
-                    return Refused(reason=error.reason, detail=error.detail)
+                    return Refused(reason=error.reason, detail=self._clean(error.detail))
                 pause_s = self._pause_s(blamed)
             except Busy as error:
                 self._rest(replica, error)
@@ -148,9 +136,9 @@ class EndpointClient:
                 replica.out -= 1
             await asyncio.sleep(pause_s)
 
-    async def _probe(self) -> None:
+    async def _probe(self, side_px: int, decoding: Decoding) -> None:
         """Ask about a known picture, so that a picture that fails alone can be told from a server that fails."""
-        body = await asyncio.to_thread(self._body, known_picture(self.settings.side_px), self.settings.decoding, 0)
+        body = await asyncio.to_thread(request_body, self.settings, known_picture(side_px), decoding, 0)
         replica = await self._free_replica()
         try:
             await self._post_json(replica, body)
@@ -188,17 +176,6 @@ class EndpointClient:
         now = time.monotonic()
         if now - self._shrunk_at > 1.0:  # one crowd is told by many requests at a time
             self._window, self._shrunk_at = max(1.0, self._window / 2), now
-
-    def _body(self, rgb_HWC: NDArray[Any], decoding: Decoding, seed: int) -> bytes:
-        from pipelines.stages.endpoint import messages
-        from supir_model.images import encode_jpeg, encode_png
-
-        settings = self.settings
-        data = encode_png(rgb_HWC) if settings.encoding == "png" else encode_jpeg(rgb_HWC, quality=JPEG_QUALITY)
-        data_url = f"data:image/{settings.encoding};base64,{base64.b64encode(data).decode()}"
-        return json.dumps({"model": settings.model, "messages": messages(settings.system, settings.question, data_url),
-                           "max_tokens": settings.max_new_tokens, "temperature": decoding.temperature, "top_p": decoding.top_p,
-                           "seed": seed}).encode()
 
     async def _post_json(self, replica: Replica, body: bytes) -> Any:
         return await self._json("POST", f"{replica.url}/chat/completions", body)
@@ -238,27 +215,6 @@ class EndpointClient:
         hint = f"put its key into {self.settings.api_key_env}" if status in (401, 403) else "correct captioner.urls and captioner.model"
         raise StageUnusable(f"{said}: {hint}")
 
-    def _read(self, data: Any, decoding: Decoding, seed: int) -> Captioned:
-        """The caption in an answer. Raises BadAnswer for another shape, StageUnusable for another model."""
-        try:
-            choice = data["choices"][0]
-            text, finish, model = choice["message"]["content"], choice.get("finish_reason"), data.get("model")
-        except (TypeError, KeyError, IndexError, AttributeError) as error:
-            shown = self._clean(json.dumps(data)[:SHOWN_CHARS])
-            raise BadAnswer("endpoint_nonsense", f"no choices[0].message.content in {shown}") from error
-        if not isinstance(text, str) or finish not in ("stop", "length"):
-            raise BadAnswer("endpoint_nonsense", f"content of type {type(text).__name__}, finish_reason {finish!r}")
-        if model is not None and not _same_model(str(model), self.settings.model):
-            raise StageUnusable(f"a server answered as {model!r}, expected {self.settings.model!r}: all of captioner.urls must serve "
-                                "the same model")
-        usage = data.get("usage") if isinstance(data.get("usage"), dict) else {}
-        prompt_tokens, tokens = usage.get("prompt_tokens"), usage.get("completion_tokens")
-        wanted = self.settings.image_tokens
-        if wanted and isinstance(prompt_tokens, int) and prompt_tokens < wanted:
-            raise BadAnswer("image_not_read", f"the server counted {prompt_tokens} tokens of prompt, a picture alone takes {wanted}")
-        return Captioned(text=" ".join(text.split()), finish_reason=finish, prompt=self.settings.question,
-                         decoding=decoding.describe(seed), tokens=tokens if isinstance(tokens, int) and tokens > 0 else 0)
-
     def _clean(self, text: str) -> str:
         """Text for a person, without the key, should a server repeat it."""
         return " ".join((text.replace(self._key, "…") if self._key else text).split())
@@ -273,21 +229,3 @@ async def _limited(content: Any) -> bytes:
         if size > MAX_ANSWER_BYTES:
             raise BadAnswer("endpoint_nonsense", f"an answer of more than {MAX_ANSWER_BYTES} bytes")
     return b"".join(parts)
-
-
-def seconds_from(retry_after: str | None) -> float | None:
-    """Retry-After, as seconds or as a date, in seconds from now; None if there is none that can be read."""
-    if retry_after is None:
-        return None
-    try:
-        return max(0.0, float(retry_after))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time())
-    except ValueError:
-        return None
-
-
-def _same_model(said: str, wanted: str) -> bool:
-    return said == wanted or said.rpartition("@")[0] == wanted  # `transformers serve` adds @revision

@@ -13,37 +13,13 @@ from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Literal
 
+from pipelines.stages.asking import GREEDY, IMAGE_MARK, MAX_NEW_TOKENS, QUESTION, REASK, Decoding
 from pipelines.stages.captioner import Asked, Canary, Captioned, Identity, InOrder, Refused
-from pipelines.stages.llava_loading import IMAGE_MARK, Quantized, check_image_tokens, load_llava, prompt_of
-from pipelines.stages.weights import identity, is_local
+from pipelines.stages.llava_loading import Quantized, check_image_tokens, load_llava, prompt_of
+from pipelines.stages.weights import identity, is_local, local_model
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-QUESTION = "Describe this image and its style in a very detailed manner."  # App. A.2 and released code
-MAX_NEW_TOKENS = 512  # released code
-
-
-@dataclass(frozen=True, kw_only=True)
-class Decoding:
-    """How words are chosen: greedily at temperature 0, otherwise by nucleus sampling (Holtzman et al. 2020)."""
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise ValueError(f"decoding: temperature {self.temperature}, top_p {self.top_p}: expected temperature >= 0 and 0 < top_p <= 1")
-
-    def describe(self, seed: int) -> str:
-        """For the row: what is needed to decode in the same way again."""
-        return f"temperature {self.temperature}, top_p {self.top_p}, seed {seed}" if self.temperature else "greedy"
-
-
-GREEDY = Decoding()
-REASK = Decoding(temperature=0.7, top_p=0.9)  # choice: greedy decoding would only repeat its fault
-RELEASED_SAMPLING = Decoding(temperature=0.2, top_p=0.7)  # released code
-
 
 @dataclass(frozen=True, kw_only=True)
 class LlavaSettings:
@@ -124,11 +100,12 @@ class LlavaCaptioner(InOrder):
                              "set captioner.device=cpu")
         name = ("bfloat16" if self.device.startswith("cuda") else "float32") if self.settings.dtype == "auto" else self.settings.dtype
         self.dtype = getattr(torch, name)
-        self.processor, self.model = load_llava(self.settings, self.weights, self.device, self.dtype)
+        folder = local_model(self.settings.model, self.settings.revision, self.weights)
+        self.processor, self.model = load_llava(self.settings.model, folder, self.device, self.dtype, self.settings.quantized)
         self._commit = self.model.config.name_or_path.rstrip("/").rsplit("/", 1)[-1]  # the hub's cache names a folder by its commit
         self.any_shape = self.model.config.model_type != "llava"
         self.side_px = _side_px(self.processor.image_processor)
-        self.prompt = prompt_of(self.settings, self.model, self.processor)
+        self.prompt = prompt_of(self.settings.model, self.settings.template, self.settings.question, self.model, self.processor)
         ends = _end_tokens(self.model, self.processor.tokenizer)
         self.decoder = RollingDecoder(self.model, ends, self.settings.max_new_tokens, self.batch_size)
         self.canary = Canary(self.side_px)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipelines.stages.llava import Decoding
+    from pipelines.stages.asking import Decoding
 
 JOIN_SHARE = 8  # choice: new rows join when an eighth of the places is free; a pass over pictures costs as much as tens of tokens
 

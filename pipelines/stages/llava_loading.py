@@ -1,33 +1,30 @@
-"""LLaVA's families through transformers: model and processor from a folder, S3 or the hub, and whether they belong together."""
+"""LLaVA's families through transformers: model and processor from a folder, and whether they belong together."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+from pipelines.stages.asking import IMAGE_MARK
 from pipelines.stages.captioner import known_picture
-from pipelines.stages.weights import local_model
-
-if TYPE_CHECKING:
-    from pipelines.stages.llava import LlavaSettings
 
 FAMILIES = ("llava", "llava_next", "llava_onevision")
 FULL_PRECISION = [".*vision_tower", ".*multi_modal_projector", "lm_head"]  # patterns; choice: what it sees, a fortieth of 13B
 # The conversation template vicuna_v1, which LLaVA-1.5 was trained with.
 VICUNA_V1 = ("A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite "
              "answers to the user's questions. USER: <image>\n{question} ASSISTANT:")
-IMAGE_MARK = "<image>"
 Quantized = Literal["none", "8bit", "4bit"]
 
 
-def load_llava(settings: LlavaSettings, weights: str, device: str, dtype: Any) -> tuple[Any, Any]:
-    """(processor, model). Raises ValueError that teaches for another kind of model, missing or damaged weights."""
+def load_llava(address: str, folder: str, device: str, dtype: Any, quantized: Quantized = "none") -> tuple[Any, Any]:
+    """(processor, model) from a folder; `address` is where it came from, for messages.
+
+    Raises ValueError that teaches for another kind of model, missing or damaged weights.
+    """
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    address = settings.model
-    folder = local_model(address, settings.revision, weights)
-    how = quantization(settings.quantized, device, dtype)
+    how = quantization(quantized, device, dtype)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         if config.model_type not in FAMILIES:
@@ -86,23 +83,23 @@ def quantization(quantized: Quantized, device: str, dtype: Any) -> dict[str, Any
     return {"quantization_config": BitsAndBytesConfig(**bits, llm_int8_skip_modules=FULL_PRECISION), "device_map": {"": device}}
 
 
-def prompt_of(settings: LlavaSettings, model: Any, processor: Any) -> str:
+def prompt_of(address: str, template: str, question: str, model: Any, processor: Any) -> str:
     """The whole text that the model reads, with the mark where the picture goes.
 
     Template `auto` is that of the paper's captioner for LLaVA-1.5, and the processor's own conversation for the other families.
     """
-    template, mark = settings.template, processor.image_token
+    mark = processor.image_token
     if template == "auto" and model.config.model_type == "llava" and model.config.get_text_config().model_type == "llama":
         template = VICUNA_V1
     if template != "auto":
-        return template.replace(IMAGE_MARK, mark).replace("{question}", settings.question)
+        return template.replace(IMAGE_MARK, mark).replace("{question}", question)
     if not processor.chat_template:
-        raise ValueError(f"{settings.model} brings no chat template: set captioner.template to the conversation that it was trained with, "
+        raise ValueError(f"{address} brings no chat template: set captioner.template to the conversation that it was trained with, "
                          "with <image> and {question} in it")
-    content = [{"type": "image"}, {"type": "text", "text": settings.question}]
+    content = [{"type": "image"}, {"type": "text", "text": question}]
     prompt = str(processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True))
     if prompt.count(mark) != 1:
-        raise ValueError(f"the chat template of {settings.model} marks {prompt.count(mark)} pictures with {mark!r}, expected one: set "
+        raise ValueError(f"the chat template of {address} marks {prompt.count(mark)} pictures with {mark!r}, expected one: set "
                          "captioner.template")
     begin = processor.tokenizer.bos_token
     return prompt.removeprefix(begin) if begin else prompt  # the tokenizer puts it there

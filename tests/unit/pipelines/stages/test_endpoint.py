@@ -14,7 +14,7 @@ import pytest
 from pipelines.runtime.stage import StageUnusable
 from pipelines.stages.captioner import Asked, Captioned, Refused
 from pipelines.stages.endpoint import EndpointCaptioner, EndpointSettings
-from pipelines.stages.endpoint_client import seconds_from
+from pipelines.stages.endpoint_protocol import seconds_from
 from tests.caption_servers import Moody, good_answer, moody_server
 
 
@@ -180,7 +180,7 @@ def test_wrong_servers_are_told_at_once(server: tuple[str, Moody]) -> None:
 
 
 @pytest.mark.parametrize("change", [{"urls": ()}, {"urls": ("gpu-1:8000",)}, {"urls": ("http://a:b@gpu-1/v1",)}, {"in_flight": 0},
-                                    {"question": "What is <image>?"}, {"timeout_s": 0}])
+                                    {"question": "What is <image>?"}, {"system": "<image>"}, {"side_px": 0}, {"timeout_s": 0}])
 def test_settings_teach(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="captioner"):
         EndpointSettings(**{"urls": ("http://x/v1",), "model": "m", **change})

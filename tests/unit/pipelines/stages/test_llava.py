@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipelines.stages.asking import Decoding
 from pipelines.stages.captioner import Asked, Captioned, known_picture
-from pipelines.stages.llava import Decoding, LlavaCaptioner, LlavaSettings, padded
+from pipelines.stages.llava import LlavaCaptioner, LlavaSettings, padded
 from pipelines.stages.llava_decoder import nucleus
 from tests.helpers import photographs
 from tests.tiny_models import tiny_llava
