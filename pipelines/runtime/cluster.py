@@ -41,17 +41,17 @@ ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "268435456", "MALLOC_TRIM_THRESHOLD_": "2
 class WorkerOptions:
     """The actor pool: how many workers (0: as many as fit, autoscaled), and what each one takes.
 
-    `gpu_hour_price` (any currency; 0: not told) turns GPU hours into cost.
+    `price_per_hour` is that of one worker with all it takes, in any currency; 0: cost is not told.
     """
 
     workers: int = 1
     cpus: float = 1.0
     gpus: float = 0.0
-    gpu_hour_price: float = 0.0
+    price_per_hour: float = 0.0
 
     def cost(self, worker_s: float) -> float:
         """What so many seconds of one worker cost."""
-        return worker_s / 3600 * self.gpus * self.gpu_hour_price
+        return worker_s / 3600 * self.price_per_hour
 
 
 class WorkersLost(ValueError):

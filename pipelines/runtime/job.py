@@ -157,9 +157,12 @@ def metrics(ledger: Ledger, progress: Progress) -> dict[str, float]:
     counts |= {f"rejected/{reason}": count for reason, count in ledger.rejected.items()}
     counts |= {f"failed/{reason}": count for reason, count in ledger.failed.items()}
     counts |= {f"reject_rate/{reason}": count / max(1, ledger.total) for reason, count in ledger.rejected.items()}
+    counts |= {f"fail_rate/{reason}": count / max(1, ledger.total) for reason, count in ledger.failed.items()}
     counts |= {f"seconds/{name.removesuffix('_s')}" if name.endswith("_s") else f"counted/{name}": amount
                for name, amount in progress.counted.items()}  # of all workers together
-    cost = {"cost_per_thousand": progress.cost_per_thousand} if progress.cost_per_thousand else {}
+    cost = {"worker_s_per_thousand": progress.worker_s_per_thousand}
+    if progress.cost_per_thousand:
+        cost["cost_per_thousand"] = progress.cost_per_thousand
     return counts | {"elapsed_s": progress.elapsed_s, "rows_per_s": progress.rows_per_s, **progress.rates(), **cost}
 
 
@@ -207,12 +210,17 @@ class Progress:
             return "nothing was pending"
         cost = f", cost {self.cost_per_thousand:.4g} per thousand" if self.cost_per_thousand else ""
         return (f"{self.rows} rows in {self.elapsed_s:.1f} s ({self.rows_per_s:.1f} rows/s; {self._said()}"
-                f"{1000 * self.worker_s / self.rows:.1f} worker-seconds per thousand{cost})")
+                f"{self.worker_s_per_thousand:.1f} worker-seconds per thousand{cost})")
 
     @property
     def cost_per_thousand(self) -> float:
-        """What the workers cost for every thousand rows, at the recipe's price of a GPU hour; 0 without a price."""
-        return self.workers.cost(1000 * self.worker_s / self.rows) if self.rows else 0.0
+        """What the workers cost for every thousand images, at the recipe's price of a worker's hour; 0 without a price."""
+        return self.workers.cost(self.worker_s_per_thousand)
+
+    @property
+    def worker_s_per_thousand(self) -> float:
+        """Seconds of one worker for every thousand images that were worked on (rows, where a stage does not count images)."""
+        return 1000 * self.worker_s / max(self.counted["images"] or self.rows, 1)
 
     def rates(self) -> dict[str, float]:
         """What stages counted: images and tokens per second of the job, and the share of their time that models waited for pictures."""
