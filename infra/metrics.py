@@ -30,6 +30,7 @@ class Metric(StrEnum):
     GRAD_NORM = "grad_norm"  # over all parameters, before clipping
     ALARM = "alarm"  # 1 where the stage said that something is going wrong
     IMAGES_PER_S = "images_per_s"
+    MFU = "mfu"  # share of the devices' nominal FLOP/s, where that is known (training/utilisation.py)
     DATA_WAIT_SHARE = "data_wait_share"  # of the step's time
     SAVE_STALL_S = "save_stall_s"  # how long a checkpoint held up the step
     MEMORY_MB = "memory_mb"
@@ -50,4 +51,4 @@ class Metric(StrEnum):
     @property
     def higher_is_better(self) -> bool:
         """Which way a comparison reads it."""
-        return self in (Metric.VALIDATION_PSNR_STAGE1, Metric.VALIDATION_PSNR_RESTORED, Metric.IMAGES_PER_S)
+        return self in (Metric.VALIDATION_PSNR_STAGE1, Metric.VALIDATION_PSNR_RESTORED, Metric.IMAGES_PER_S, Metric.MFU)

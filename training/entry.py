@@ -14,7 +14,8 @@ from training import preflight, record
 from training.checkpoint import NotSaved
 from training.folders import find
 from training.interruption import EXIT_CODE, Interrupted
-from training.launch import Job, Stopped, launch
+from training.job import Job
+from training.launch import Stopped, launch
 from training.recipes import AdaptorConfig, EncoderConfig, RunConfig
 
 

@@ -13,10 +13,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +22,12 @@ from infra.storage import open_store
 from training import interruption
 from training.exchange import Exchange
 from training.interruption import Interrupted
-from training.recipes import LaunchOptions, RunConfig
+from training.job import Job
+from training.recipes import LaunchOptions
 
 ROOT = str(Path(__file__).resolve().parents[1])
 HEALTH_CHECK_S = "2"  # choice: a dead worker is noticed within seconds; Ray's default is 2 s of polling with longer timeouts
 START_TIMEOUT_S = "300"  # choice: images of many GB start slowly; Ray gives up after 60 s
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What a worker is told. `attempt` names this start of the command."""
-
-    config: RunConfig
-    tracking: str | None
-    attempt: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
 
 
 class Stopped(RuntimeError):

@@ -94,6 +94,7 @@ class Loop:
     run: str  # digest of the run's record
     tracker: Tracker | None  # on rank 0
     say: Say
+    full_images_per_s: float | None = None  # at which MFU is 1 (training/utilisation.py); None: MFU is not logged
     asked: Callable[[], bool] = interruption.ASKED.is_set  # whether this worker was told to save and end
     stop: bool = False  # whether any worker was, as of the newest step
 
@@ -139,7 +140,7 @@ class Loop:
         return loaded.meta.step
 
     def _steps(self, first: int, writer: checkpoint.Writer) -> None:
-        config, clock = self.config, Clock(self.say)
+        config, clock = self.config, Clock(self.say, self.full_images_per_s)
         if first == 0:
             self._validate(0)
         batches = prefetch(self._samples, first, config.steps, config.batch.decode_ahead, config.batch.decode_threads)
@@ -294,23 +295,24 @@ def export(store: Store, folder: str, files: dict[str, bytes]) -> None:
 class Clock:
     """Rates, and a line of progress now and then."""
 
-    def __init__(self, say: Say) -> None:
-        self._say = say
+    def __init__(self, say: Say, full_images_per_s: float | None = None) -> None:
+        self._say, self._full = say, full_images_per_s
         self._begun = self._last = self._spoken = time.perf_counter()
         self._steps = 0
 
     def tick(self, done: int, steps: int, images: int, waited_s: float, loss: float) -> dict[str, float]:
-        """Once a step: images/s, the share of the step that was spent waiting for data, memory in MB."""
+        """Once a step: images/s, MFU where it is known, the share of the step that was spent waiting for data, memory in MB."""
         now = time.perf_counter()
         took_s, self._last = now - self._last, now
         self._steps += 1
         rate, share = images / took_s, min(1.0, waited_s / took_s)
+        mfu = {"mfu": rate / self._full} if self._full else {}
         if now - self._spoken > PROGRESS_EVERY_S or done == steps or self._steps == 1:
             self._spoken = now
             left_s = (steps - done) * (now - self._begun) / self._steps
-            waiting = f"{share:.0%} of it waiting for data"
+            waiting = f"{share:.0%} of it waiting for data" + "".join(f", MFU {value:.1%}" for value in mfu.values())
             self._say(f"step {done}/{steps}  loss {loss:.4f}  {rate:.1f} images/s, {waiting}  {left_s / 60:.1f} min left")
-        return {"images_per_s": rate, "data_wait_share": share, "memory_mb": memory_mb()}
+        return {"images_per_s": rate, **mfu, "data_wait_share": share, "memory_mb": memory_mb()}
 
 
 def memory_mb() -> float:

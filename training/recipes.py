@@ -74,11 +74,13 @@ class EngineOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeOptions:
-    """How a step is computed: memory and layout against time. None of these changes a loss beyond rounding."""
+    """How a step is computed: memory and layout against time; and what its speed is measured by. None of these changes a loss beyond
+    rounding."""
 
     activation_checkpointing: bool = False  # what blocks hold for the backward pass is computed again there; losses stay bit-equal
     channels_last: bool = False  # choice: off until a GPU says what it gains; a CPU gains nothing
     compile: bool = False  # torch.compile of the trained networks and what they run through; minutes at the first step
+    nominal_tflop_s: float = 0.0  # of one device, which MFU is a share of; 0: by the GPU's name where it is known, else MFU is not logged
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,14 @@ GPUS = {
     )
 }
 
+DEVICES = {  # names by which torch knows those with these figures; of an H100 the SXM model alone
+    "NVIDIA RTX A6000": "a6000",
+    "NVIDIA A100-SXM4-80GB": "a100-80",
+    "NVIDIA A100 80GB PCIe": "a100-80",
+    "NVIDIA H100 80GB HBM3": "h100",
+    "NVIDIA H200": "h200",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prices:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-from typing import TYPE_CHECKING
 
 from infra.config import hash_config, to_dict
 from infra.revision import code_version
@@ -16,12 +15,11 @@ from training.batches import Batches
 from training.checkpoint import NotSaved
 from training.engines import build_engine
 from training.interruption import CLOSE_S, Interrupted, listening
+from training.job import Job
 from training.loop import Loop, Place, Say
 from training.recipes import RunConfig, batch_arithmetic
 from training.sequence import key
-
-if TYPE_CHECKING:
-    from training.launch import Job
+from training.utilisation import full_images_per_s
 
 TRACKER = "tracker.json"
 
@@ -77,6 +75,7 @@ def run_worker(job: Job, place: Place, say: Say) -> None:
         run=run.digest,
         tracker=tracker,
         say=say,
+        full_images_per_s=full_images_per_s(config, place) if place.rank == 0 else None,
     )
     try:
         loop.train()

@@ -51,12 +51,16 @@ def test_an_adaptor_is_trained_on_that_encoder_and_can_be_loaded(place: Path, ca
 
     assert encoder(place, "e2") == 0
     options = ["validation.restore_steps=2", "gt_latent=sample", "batch.true_sizes=true", "batch.timestep.kind=cubic", "min_snr_gamma=5"]
-    options += ["compute.activation_checkpointing=true", "batch.degradation=real_esrgan=0.5,x4=0.5", f"encoder={place}/e2/encoder"]
+    options += ["compute.activation_checkpointing=true", "compute.nominal_tflop_s=0.05"]
+    options += ["batch.degradation=real_esrgan=0.5,x4=0.5", f"encoder={place}/e2/encoder"]
     tracking = f"sqlite:///{place}/mlflow.db"
     assert adaptor(place, "a", "--tracking", tracking, *(word for option in options for word in ("--set", option))) == 0
     assert "validation/psnr_restored" in capsys.readouterr().out
     run_id = json.loads((place / "a" / "tracker.json").read_text())["run_id"]
-    assert {"error", "loss", "validation/psnr_restored", "validation/loss/t937"} <= set(read_metrics(tracking, run_id))
+    logged = read_metrics(tracking, run_id)
+    assert {"error", "loss", "validation/psnr_restored", "validation/loss/t937"} <= set(logged)
+    shares = [mfu / rate for (_, mfu), (_, rate) in zip(logged["mfu"], logged["images_per_s"], strict=True)]
+    assert shares == [pytest.approx(shares[0])] * 4, "MFU goes with images/s (its closed form: test_utilisation.py)"
     components = load_components(place / "prior")
     trained = load_adaptor(place / "a" / "adaptor", components.unet)
     assert any(bool(p.detach().any()) for name, p in trained.named_parameters() if "hint" in name), "zero convolutions have moved"
