@@ -49,7 +49,7 @@ CROPS: tuple[Box, ...] = (*((one, one) for share in CENTRE_SHARES for one in spa
 def measure_hashes(grey_HW: NDArray[Any]) -> dict[str, Any]:
     """The columns `phash`, `phash_quality` (0..1) and `phash_crops` of a picture's luma (uint8), as it is or already `halved`."""
     own, *crops = _coefficients(grey_HW, ((WHOLE, WHOLE), *CROPS))
-    return {"phash": _to_bytes(own).hex(), "phash_quality": round(_quality(own), 4), "phash_crops": b"".join(map(_to_bytes, crops)).hex()}
+    return {"phash": _to_bytes(own).hex(), "phash_quality": round(_quality(own), 4), "phash_crops": _to_bytes(np.stack(crops)).hex()}
 
 
 def perceptual_hash(grey_HW: NDArray[Any]) -> bytes:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.stages.measures.tiles import TILE_PX, bands, column_sums, rounded, tile_means, tile_variances
+from pipelines.stages.measures.tiles import TILE_PX, bands, column_sums, percentile, rounded, tile_means, tile_variances
 
 SHARPNESS_PERCENTILE = 75  # choice: a portrait before a soft background is sharp where it matters
 HALF_TILE_PX = TILE_PX // 2  # choice: the upper half of a tile tells as much of it in half of the time
@@ -28,7 +28,7 @@ def laplacian_tiles(grey_HW: NDArray[Any]) -> NDArray[Any]:
 
 def sharpness(laplacian: NDArray[Any]) -> float:
     """The 75th percentile of `laplacian_tiles` (0..255 grey levels); higher is sharper. Pech-Pacheco et al. 2000, by tile."""
-    return rounded(np.percentile(laplacian, SHARPNESS_PERCENTILE))
+    return rounded(percentile(laplacian, SHARPNESS_PERCENTILE))
 
 
 def flatness(grey_HW: NDArray[Any]) -> float:
@@ -62,4 +62,4 @@ def noise(grey_HW: NDArray[Any]) -> float:
     exposed = (brightness > EXPOSED[0]) & (brightness < EXPOSED[1])
     if not exposed.any():
         return 0.0
-    return rounded(NOISE_SCALE * np.percentile(tile_means(high, rows, NOISE_TILE_PX)[exposed], NOISE_PERCENTILE))
+    return rounded(NOISE_SCALE * percentile(tile_means(high, rows, NOISE_TILE_PX)[exposed], NOISE_PERCENTILE))

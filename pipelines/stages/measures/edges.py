@@ -22,8 +22,10 @@ def overshoot(grey_HW: NDArray[Any]) -> float | None:
     None where fewer than 20 edges are found. Sharpening raises it (halos), so does ringing; blur lowers it; fine texture is read as
     overshoot too. Our own definition; photographs lie at 0.05 to 0.3.
     """
+    import cv2
+
     height, width = (max(side // LINES, 1) for side in grey_HW.shape)
-    rows_NW, columns_NW = grey_HW[height // 2::height], np.ascontiguousarray(grey_HW[:, width // 2::width].T)
+    rows_NW, columns_NW = grey_HW[height // 2::height], cv2.transpose(grey_HW[:, width // 2::width])
     profiles = np.concatenate([_profiles(rows_NW), _profiles(columns_NW)], axis=1)
     low, high = _median_of_four(profiles[:4]), _median_of_four(profiles[-4:])
     contrast = high - low
@@ -44,14 +46,12 @@ def _profiles(lines_NW: NDArray[Any]) -> NDArray[Any]:
         return none
     step_NW = cv2.absdiff(lines_NW[:, 2:], lines_NW[:, :-2])  # column x: about the pixel x + 1
     steepest_NW = cv2.compare(step_NW, cv2.dilate(step_NW, np.ones((1, 2 * REACH_PX - 3), np.uint8)), cv2.CMP_GE)
-    found = cv2.findNonZero(cv2.bitwise_and(steepest_NW, cv2.threshold(step_NW, STEP - 1, 255, cv2.THRESH_BINARY)[1]))
-    if found is None:
-        return none
-    x, line = found.reshape(-1, 2).T
-    inside = (x + 1 >= REACH_PX) & (x + 1 < lines_NW.shape[1] - REACH_PX)
-    x, line = x[inside] + 1, line[inside]
+    found_NW = cv2.bitwise_and(steepest_NW, cv2.threshold(step_NW, STEP - 1, 1, cv2.THRESH_BINARY)[1])
+    found_NW[:, :REACH_PX - 1] = found_NW[:, found_NW.shape[1] + 1 - REACH_PX:] = 0  # too near to a side
+    line, x = np.divmod(np.flatnonzero(found_NW.view(np.bool_)), found_NW.shape[1])
     thinned = slice(None, None, max(-(-len(x) // MOST), 1))
-    profiles = lines_NW[line[thinned], x[thinned] + np.arange(-REACH_PX, REACH_PX + 1)[:, None]].astype(np.float32)
+    at = line[thinned] * lines_NW.shape[1] + x[thinned] + 1
+    profiles = lines_NW.ravel().take(at + np.arange(-REACH_PX, REACH_PX + 1)[:, None]).astype(np.float32)
     profiles *= np.where(profiles[REACH_PX + 1] < profiles[REACH_PX - 1], np.float32(-1), np.float32(1))
     return profiles
 

@@ -12,7 +12,6 @@ from pipelines.stages.measures.tiles import rounded
 
 ROWS, PIXELS = 16, 8  # choice: 65,000 grey levels and 16,000 colours of a picture of 1024 x 1024
 DARK, BRIGHT = 4, 251  # choice: what compression makes of 0 and 255
-OPPONENT = np.array([[1, -1, 0], [0.5, 0.5, -1]], np.float32)  # Hasler and Suesstrunk 2003, eq. 3 and 4
 
 
 def levels(grey_HW: NDArray[Any]) -> NDArray[Any]:
@@ -49,8 +48,12 @@ def colourfulness(some_HWC: NDArray[Any]) -> float:
     """Hasler and Suesstrunk 2003, M3: 0 for grey, 15 slightly, 45 quite, 100 extremely colourful."""
     import cv2
 
-    mean, deviation = cv2.meanStdDev(cv2.transform(some_HWC.astype(np.float32), OPPONENT))
-    return rounded(np.hypot(*deviation.ravel()) + 0.3 * np.hypot(*mean.ravel()))
+    red_HW, green_HW, blue_HW = cv2.split(some_HWC)
+    red_green_HW = cv2.subtract(red_HW, green_HW, dtype=cv2.CV_16S)  # eq. 3
+    yellow_HW = cv2.add(red_HW, green_HW, dtype=cv2.CV_16S)
+    yellow_blue_HW = cv2.subtract(yellow_HW, cv2.add(blue_HW, blue_HW, dtype=cv2.CV_16S))  # twice eq. 4: whole numbers
+    mean, deviation = (one.ravel() / (1, 2) for one in cv2.meanStdDev(cv2.merge([red_green_HW, yellow_blue_HW])))
+    return rounded(np.hypot(*deviation) + 0.3 * np.hypot(*mean))
 
 
 def saturation(some_HWC: NDArray[Any]) -> float:

@@ -43,17 +43,16 @@ def _lines(small_HW: NDArray[Any], hat_HW: NDArray[Any]) -> int:
     ink_HW = cv2.threshold(hat_HW, STROKE_STEP, 255, cv2.THRESH_BINARY)[1]
     if cv2.countNonZero(ink_HW) < LEAST_INK * ink_HW.size or ink_HW.shape[1] < LEAST_WIDTH_PX:
         return 0
-    grains_HW = _grains(ink_HW)
-    joined_HW = cv2.morphologyEx(grains_HW, cv2.MORPH_CLOSE, np.ones((1, GAP_PX // GRAIN_PX), np.uint8))
-    joined_HW = cv2.morphologyEx(joined_HW, cv2.MORPH_OPEN, np.ones((LEAST_PX - 1, LEAST_WIDTH_PX // GRAIN_PX - 1), np.uint8))
+    joined_WH = cv2.transpose(_grains(ink_HW))  # measured: turned, what joins along a line takes half of the time
+    joined_WH = cv2.morphologyEx(joined_WH, cv2.MORPH_CLOSE, np.ones((GAP_PX // GRAIN_PX, 1), np.uint8))
+    joined_WH = cv2.morphologyEx(joined_WH, cv2.MORPH_OPEN, np.ones((LEAST_WIDTH_PX // GRAIN_PX - 1, LEAST_PX - 1), np.uint8))
     total = 0
-    for outline in cv2.findContours(joined_HW, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[0]:  # measured: components take 20 times as long
-        x, y, width, height = cv2.boundingRect(outline)
-        is_full = cv2.contourArea(outline) >= FULL * (width - 1) * (height - 1)
-        x, width = x * GRAIN_PX, width * GRAIN_PX
-        is_long = width >= max(LONG * height, LEAST_WIDTH_PX) and LEAST_PX <= height <= HIGHEST_PX
-        if is_full and is_long and _is_text(small_HW, ink_HW, x, y, width, height):
-            total += width * height
+    for outline in cv2.findContours(joined_WH, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[0]:  # measured: components take 20 times as long
+        y, x, height, width = cv2.boundingRect(outline)
+        is_long = GRAIN_PX * width >= max(LONG * height, LEAST_WIDTH_PX) and LEAST_PX <= height <= HIGHEST_PX
+        if is_long and cv2.contourArea(outline) >= FULL * (width - 1) * (height - 1):
+            x, width = x * GRAIN_PX, width * GRAIN_PX
+            total += width * height if _is_text(small_HW, ink_HW, x, y, width, height) else 0
     return total
 
 

@@ -58,6 +58,13 @@ def test_bands_give_what_the_whole_picture_gives() -> None:
     np.testing.assert_allclose(detail.laplacian_tiles(grey_HW), expected, rtol=1e-5)  # sums in float32
 
 
+@pytest.mark.parametrize("count", [1, 2, 7, 64, 1000])
+def test_a_percentile_is_numpys_to_the_last_bit(count: int) -> None:
+    values = np.random.default_rng(count).normal(0, 1e3, count)
+    for percent in (0, 10, 33.3, 50, 75, 100):
+        assert tiles.percentile(values, percent) == np.percentile(values, percent)
+
+
 def test_what_lies_beside_whole_tiles_does_not_count() -> None:
     flat_HW = np.full((130, 130), 9)
     flat_HW[129, 129] = 255
