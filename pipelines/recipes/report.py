@@ -27,7 +27,10 @@ class ReportConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetReportConfig:
-    """The page of one dataset (`input`), and beside it a card in Croissant's format. Statistics come from at most so many shards."""
+    """The page of one dataset (`input`), and beside it a card in Croissant's format. Statistics come from at most so many shards.
+
+    `compared_captions` of as many rows as the table has, or more, compares the captions of the whole corpus.
+    """
 
     input: str
     output: str  # an HTML file; a local path
@@ -35,6 +38,7 @@ class DatasetReportConfig:
     statistics_shards: int = 64  # choice: 30,000 rows of 20 million
     picture_shards: int = 8  # choice: 2 GB of pictures are opened
     most: int = 20  # choice: pictures of one fate
+    compared_captions: int = 200_000  # choice: a minute; what is said twice is sought among so many (docs/results/near_captions.md)
     price_per_hour: float = 0.0  # of a worker, in any currency; 0: cost is not told
 
 

@@ -40,7 +40,7 @@ class CaptionStage(TravelsAsFields):
     """
 
     name: ClassVar[str] = "caption"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     table: ClassVar[str] = "captions"
     row_id: ClassVar[str] = "source_id"  # the same bytes may stand twice among the images, once accepted and once as a duplicate
     keeps_rejected: ClassVar[bool] = False
@@ -128,9 +128,10 @@ class CaptionStage(TravelsAsFields):
 
 def near(texts: Iterable[str]) -> int:
     """How many captions are near an earlier one of the same slice."""
-    from pipelines.stages.near_texts import near_groups
+    from pipelines.stages.near_texts import heads
 
-    return sum(len(group) - 1 for group in near_groups(list(texts)))
+    found = heads(texts).tolist()
+    return sum(head != place for place, head in enumerate(found))
 
 
 class _Slice:

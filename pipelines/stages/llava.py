@@ -133,7 +133,8 @@ class LlavaCaptioner(InOrder):
         if isinstance(picture, Prepared):
             return picture
         with self._a_processor() as processor:
-            inputs = processor(images=[self.fit(picture)], text=[self.prompt], return_tensors="pt")
+            inputs = processor(images=[self.fit(picture)], text=[self.prompt], return_tensors="pt",
+                               input_data_format="channels_last")  # it would take three rows of pixels for three channels
         return Prepared({name: value.to(self.dtype) if name == "pixel_values" else value for name, value in inputs.items()})
 
     @contextmanager

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from pipelines.stages.asking import IMAGE_MARK
@@ -21,20 +22,18 @@ def load_llava(address: str, folder: str, device: str, dtype: Any, quantized: Qu
 
     Raises ValueError that teaches for another kind of model, missing or damaged weights.
     """
-    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     how = quantization(quantized, device, dtype)
-    try:
+    with _complete(address):
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        if config.model_type not in FAMILIES:
-            raise ValueError(f"{address} is a model of type {config.model_type!r}, expected {', '.join(map(repr, FAMILIES))}: a model that "
-                             "reads text alone sees no picture, and other families were not tried; serve those behind recipe endpoint")
+    if config.model_type not in FAMILIES:
+        raise ValueError(f"{address} is a model of type {config.model_type!r}, expected {', '.join(map(repr, FAMILIES))}: a model that "
+                         "reads text alone sees no picture, and other families were not tried; serve those behind recipe endpoint")
+    with _complete(address):
         processor = processor_class(config.model_type).from_pretrained(folder, local_files_only=True, backend="pil")  # one set of pixels
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             folder, local_files_only=True, dtype=dtype, attn_implementation="sdpa", output_loading_info=True, **how)
-    except (OSError, RuntimeError, TypeError, SafetensorError) as error:  # what transformers raises for missing, foreign or cut files
-        raise ValueError(f"{address} cannot be loaded as LLaVA ({type(error).__name__}: {error}): is its folder complete?") from error
     model, info = loaded
     missing = sorted(info["missing_keys"])
     if missing:
@@ -42,6 +41,19 @@ def load_llava(address: str, folder: str, device: str, dtype: Any, quantized: Qu
                          "complete folder")
     processor.tokenizer.padding_side = "left"  # a decoder continues at the right end
     return processor, (model if how else model.to(device)).eval()
+
+
+@contextmanager
+def _complete(address: str) -> Iterator[None]:
+    """What transformers raises for missing, foreign or cut files, as one ValueError that says what a folder has to hold."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, TypeError, LookupError, SafetensorError) as error:
+        said = " ".join(str(error).split())[:300]
+        raise ValueError(f"{address} cannot be loaded as LLaVA ({type(error).__name__}: {said}): expected config.json, *.safetensors, and "
+                         "the files of processor and tokenizer, as save_pretrained writes them; is the folder complete?") from error
 
 
 def processor_class(family: str) -> Any:

@@ -52,7 +52,7 @@ def collect(config: DatasetReportConfig) -> DatasetPage:
         licences=shares(row["licence"] or "not stated" for row in sample.rows("inputs", ["licence"])),
         sources=shares(origin(row["source_url"] or row["address"]) for row in sample.rows("inputs", ["source_url", "address"])),
         formats=shares(row["format"] for row in sample.rows("images", ["format"])),
-        captions=said.captions(sample, pictures, config.most),
+        captions=said.captions(sample, pictures, config.most, config.compared_captions),
         work=list(work(dataset)),
         price_per_hour=config.price_per_hour,
         versions=[

@@ -71,6 +71,15 @@ class Share:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Twice:
+    """What was said of more than one picture, in nearly the same words."""
+
+    groups: list[Share]  # the largest ones, by their first caption
+    near: int  # captions that are in a group
+    compared: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Captions:
     """What was said."""
 
@@ -78,9 +87,7 @@ class Captions:
     engines: list[Share]
     tokens: Measure | None
     words: list[Share]
-    repeated: list[Share]  # captions that stand under more than one picture, in nearly the same words; the largest groups
-    near: int  # captions of the sample that have a near one
-    sampled: int
+    twice: Twice
     shown: list[Shown]
     rejected: list[Share]
     refused: list[Shown]  # pictures whose caption was rejected, with the reason and what was said

@@ -140,12 +140,17 @@ def _captions(captions: Captions | None) -> Html:
         lengths,
         tag("h3", "Most common words"),
         cloud,
-        _shares(f"Said of more than one picture in nearly the same words: {captions.near:,} of {captions.sampled:,}", captions.repeated)
-        if captions.repeated
-        else "",
+        _said_twice(captions),
         tag("h3", "Beside their pictures"),
         tag("div", *cards, class_="cards"),
     )
+
+
+def _said_twice(captions: Captions) -> Html:
+    found = captions.twice
+    among = f"all {found.compared:,}" if found.compared == captions.rows else f"{found.compared:,} of {captions.rows:,}"
+    title = f"Said of more than one picture in nearly the same words: {found.near:,} among {among} captions"
+    return _shares(title, found.groups) if found.groups else tag("p", f"Of {among} captions no two are nearly the same.", class_="muted")
 
 
 def _origin(page: DatasetPage) -> Html:

@@ -19,6 +19,7 @@ from pipelines.page.dataset import card, measure
 from pipelines.page.dataset.collect import collect, origin, shares
 from pipelines.page.dataset.content import DatasetPage, Limit
 from pipelines.page.dataset.histogram import describe
+from pipelines.page.dataset.said import said_twice
 from pipelines.page.dataset.sample import Sample, evenly
 from pipelines.recipes.curate import tiny as curate_tiny
 from pipelines.recipes.report import DatasetReportConfig
@@ -127,11 +128,22 @@ def test_fates_groups_and_shares(page: DatasetPage, dataset: Dataset) -> None:
     assert [(one.label, one.count) for one in page.licences] == [("CC0-1.0", 10)]
     assert page.captions is not None
     assert page.captions.engines[0].label == "facts"
-    assert page.captions.repeated[0].count == 10, "ten times the same"
+    assert page.captions.twice.groups[0].count == 10, "ten times the same"
     assert page.captions.tokens is not None
     [work] = page.work
     assert (work.rows, work.shards, work.worker_s, work.rows_per_worker_s) == (10, 3, 6.0, pytest.approx(10 / 6))
     assert ">0.6<" in build(page), "6 s at 3.6 an hour for ten rows"
+
+
+def test_what_is_said_twice_is_found_in_the_whole_table(tmp_path: Path) -> None:
+    made = Dataset(str(tmp_path))
+    said = [["A calm lake under a red sky with a boat on it."], [f"Number {word} stands alone." for word in ("one", "two")],
+            ["A calm lake, under a red sky, with a boat on it!", "A dog and a cat on a sofa."]]
+    commit_table(made, "captions", [pa.table({"caption": shard}) for shard in said])
+    whole, part = said_twice(made, 5), said_twice(made, 2)
+    assert (whole.near, whole.compared) == (2, 5)
+    assert [(one.label, one.count) for one in whole.groups] == [(said[0][0], 2)]
+    assert (part.near, part.groups, part.compared) == (0, [], 1)
 
 
 def test_a_large_dataset_is_sampled_and_says_so(dataset: Dataset) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -192,30 +193,44 @@ def test_missing_weights_are_refused(folder: Path, tmp_path: Path) -> None:
         LlavaSettings(model=str(partial)).build().load()
 
 
+def without(*names: str) -> Any:
+    def damage(folder: Path) -> None:
+        for path in [path for path in folder.iterdir() if any(name in path.name for name in names)]:
+            path.unlink()
+
+    return damage
+
+
 @pytest.mark.parametrize(("damage", "message"), [
-    (lambda folder: (folder / "model.safetensors").unlink(), "is its folder complete"),
-    (lambda folder: (folder / "config.json").write_text('{"model_type": "llama"}'), "type 'llama', expected 'llava'"),
-    (lambda folder: (folder / "model.safetensors").write_bytes(b"cut"), "cannot be loaded"),
+    (without("model.safetensors"), "no file named model.safetensors"), (without("process"), "image processor"),
+    (without("token"), "tokenizer"), (without("config.json"), "model_type"), (without(""), "model_type"),
+    (lambda folder: (folder / "config.json").write_text("{cut"), "not a valid JSON file"),
+    (lambda folder: (folder / "model.safetensors").write_bytes(b"cut"), "SafetensorError"),
 ])
-def test_damaged_folders_are_refused(folder: Path, tmp_path: Path, damage: Any, message: str) -> None:
+def test_a_folder_that_is_not_whole_is_told_and_what_it_has_to_hold(folder: Path, tmp_path: Path, damage: Any, message: str) -> None:
     broken = shutil.copytree(folder, tmp_path / "broken")
     damage(broken)
-    with pytest.raises(ValueError, match=message):
+    expected = r"expected config\.json, \*\.safetensors, and the files of processor and tokenizer.* is the folder complete\?"
+    with pytest.raises(ValueError, match=rf"broken cannot be loaded as LLaVA \(.*{message}.*{expected}"):
         LlavaSettings(model=str(broken)).build().load()
 
 
 def test_a_folder_that_is_not_there_and_a_gpu_that_is_not_there(folder: Path) -> None:
-    with pytest.raises(ValueError, match="no folder of weights"):
+    with pytest.raises(ValueError, match=r"no folder of weights at '/nowhere/llava' \(looked from .*\): pass the path of a folder that"):
         LlavaSettings(model="/nowhere/llava").weights()
     if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match="sees no GPU"):
+        with pytest.raises(ValueError, match=r"captioner.device is 'cuda', but this worker sees no GPU: ask for one with --set workers"):
             LlavaSettings(model=str(folder), device="cuda").build().load()
 
 
-@pytest.mark.parametrize("change", [{"question": "What is <image>?"}, {"template": "USER: {question}"}, {"template": "USER: <image>"},
-                                    {"max_new_tokens": 0}])
-def test_settings_teach(change: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"captioner\.(question|template|max_new_tokens)"):
+@pytest.mark.parametrize(("change", "message"), [
+    ({"question": "What is <image>?"}, "captioner.question contains '<image>', which marks the picture's place: leave it to the template"),
+    ({"template": "USER: {question}"}, "contain <image> once, and {question}; found 'USER: {question}'"),
+    ({"template": "USER: <image> <image> {question}"}, "contain <image> once"), ({"template": "USER: <image>"}, "found 'USER: <image>'"),
+    ({"max_new_tokens": 0}, "captioner.max_new_tokens is 0, expected 1 or more"),
+])
+def test_settings_teach(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
         LlavaSettings(model="x", **change)
 
 

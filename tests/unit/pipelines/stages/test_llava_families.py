@@ -58,6 +58,14 @@ def test_pictures_of_any_shape_come_and_go_and_say_what_generate_says(captioner:
     assert said[0].tokens == 4
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (3, 40), (1, 200), (200, 3)])
+def test_pictures_of_a_few_rows_are_not_taken_for_channels(captioner: LlavaCaptioner, shape: tuple[int, int]) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    made = captioner.prepare(picture).inputs["pixel_values"]
+    wanted = captioner.processor(images=[Image.fromarray(picture)], text=[captioner.prompt], return_tensors="pt")["pixel_values"]
+    assert torch.equal(made, wanted)
+
+
 def test_the_conversation_is_the_processors_own(captioner: LlavaCaptioner, pictures: list[np.ndarray]) -> None:
     said = captioner.describe(pictures[:1], [0])[0]
     assert said.prompt == "USER: <image>\nDescribe this image and its style in a very detailed manner. ASSISTANT:"
