@@ -40,7 +40,7 @@ class TransformersServe(Server):
 
 def good_answer(asked: dict[str, Any], model: str = "tiny") -> dict[str, Any]:
     """An honest answer that belongs to the picture, the seed and the temperature that were sent."""
-    url = asked["messages"][-1]["content"][0]["image_url"]["url"]
+    url = picture_of(asked)
     from PIL import Image
 
     picture = Image.open(io.BytesIO(base64.b64decode(url.split(",", 1)[1]))).convert("RGB")
@@ -51,13 +51,21 @@ def good_answer(asked: dict[str, Any], model: str = "tiny") -> dict[str, Any]:
             "usage": {"prompt_tokens": 600, "completion_tokens": 17}}
 
 
+Mood = tuple[int, dict[str, str], bytes | None, float]  # status, headers, body or None for a good answer, seconds of waiting
+
+
+def picture_of(asked: dict[str, Any]) -> str:
+    """The data URL of the picture in a request."""
+    return str(asked["messages"][-1]["content"][0]["image_url"]["url"])
+
+
 class Moody:
-    """What the server does next: each mood is (status, headers, body or None for a good answer, seconds of waiting)."""
+    """What the server does: the mood of a picture, else the next one, else the lasting one."""
 
     def __init__(self) -> None:
-        self.moods: deque[tuple[int, dict[str, str], bytes | None, float]] = deque()
-        self.always: tuple[int, dict[str, str], bytes | None, float] = (200, {}, None, 0.0)
-        self.breaks_on: str | None = None  # the data URL of a picture that is answered with 500, whatever the mood
+        self.moods: deque[Mood] = deque()
+        self.always: Mood = (200, {}, None, 0.0)
+        self.of_picture: dict[str, Mood] = {}  # by its data URL
         self.asked: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.now = self.most = 0
@@ -85,9 +93,8 @@ def moody_server(model: str = "tiny") -> Iterator[tuple[str, Moody]]:
                 mood.keys.append(self.headers.get("Authorization"))
                 mood.now += 1
                 mood.most = max(mood.most, mood.now)
-                status, headers, body, wait_s = mood.moods.popleft() if mood.moods else mood.always
-                if mood.breaks_on == asked["messages"][-1]["content"][0]["image_url"]["url"]:
-                    status, body = 500, b"out of memory"
+                own = mood.of_picture.get(picture_of(asked))
+                status, headers, body, wait_s = own or (mood.moods.popleft() if mood.moods else mood.always)
             time.sleep(wait_s)
             with mood.lock:
                 mood.now -= 1
@@ -102,7 +109,7 @@ def moody_server(model: str = "tiny") -> Iterator[tuple[str, Moody]]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()  # looks so often whether it has to end
     try:
         yield f"http://127.0.0.1:{server.server_port}/v1", mood
     finally:

@@ -6,16 +6,24 @@ import json
 import time
 from collections.abc import Iterator
 from email.utils import formatdate
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from pipelines import caption
 from pipelines.runtime.stage import StageUnusable
+from pipelines.stages.asking import GREEDY
+from pipelines.stages.caption_checks import CheckSettings
 from pipelines.stages.captioner import Asked, Captioned, Refused
+from pipelines.stages.captions import CaptionStage
 from pipelines.stages.endpoint import EndpointCaptioner, EndpointSettings
-from pipelines.stages.endpoint_protocol import seconds_from
-from tests.caption_servers import Moody, good_answer, moody_server
+from pipelines.stages.endpoint_protocol import request_body, seconds_from
+from supir_model.images import decode
+from tests.caption_servers import Mood, Moody, good_answer, moody_server, picture_of
+from tests.helpers import IMAGES, image_row, images_dataset, photographs, shrunk
 
 
 @pytest.fixture
@@ -131,12 +139,45 @@ def test_a_picture_that_breaks_the_server_fails_alone(server: tuple[str, Moody])
     url, mood = server
     captioner = made(url, tries=2, in_flight=1)
     ask(captioner, 3)
-    mood.breaks_on = mood.asked[-1]["messages"][-1]["content"][0]["image_url"]["url"]
+    mood.of_picture[picture_of(mood.asked[-1])] = (500, {}, b"out of memory", 0.0)
     said = ask(captioner, 3)  # the last of them: nobody else is answered meanwhile
     assert [type(said[place]) for place in range(3)] == [Captioned, Captioned, Refused]
     assert isinstance(said[2], Refused)
     assert said[2].reason == "endpoint_failed"
     assert "500" in said[2].detail
+
+
+def says(text: str) -> Mood:
+    return 200, {}, json.dumps({"choices": [{"message": {"content": text}, "finish_reason": "stop"}]}).encode(), 0.0
+
+
+BAD: dict[str, Mood] = {
+    "rejected control_characters": says("A lake under a \x1b[31mred\x1b[0m sky, with mountains behind it and a boat."),
+    "rejected markup": says("<p>A lake under a red sky, with mountains behind it and a boat.</p>"),
+    "rejected too_long": says("a lake and a mountain " * 5000),
+    "rejected empty": says(" \n "),
+    "failed endpoint_nonsense": (200, {}, b'{"choices": [{"mess', 0.0),
+    "failed endpoint_refused": (400, {}, b"cannot identify image", 0.0),
+    "failed endpoint_failed": (200, {}, None, 1.3),
+}
+
+
+def test_every_bad_answer_costs_its_own_picture_and_the_job_goes_on(server: tuple[str, Moody]) -> None:
+    url, mood = server
+    settings = EndpointSettings(urls=(url,), model="tiny", side_px=16, timeout_s=1.0, tries=2, in_flight=3, canary=False)
+    stage = CaptionStage(captioner=settings, checks=CheckSettings(reasks=0, plain_english=True, min_words=3))
+    rows = [image_row(shrunk(path, 32), path.name) for path in photographs(len(BAD) + 2)]
+    images = pa.Table.from_pylist(rows, schema=IMAGES)
+    stage.setup()
+    calm = stage.process({"images": images}, {}).table.to_pylist()
+    assert len(calm) == len(rows)
+    for row, answer in zip(rows, BAD.values()):
+        sent = request_body(settings, stage.engine.prepare(decode(row["bytes"]).rgb_HWC), GREEDY, 0)  # type: ignore[arg-type]
+        mood.of_picture[picture_of(json.loads(sent))] = answer
+    result = stage.process({"images": images}, {})
+    assert [f"{one.status} {one.reason}" for one in result.outcomes] == list(BAD)
+    assert [one.row_id for one in result.outcomes] == [row["source_id"] for row in rows[:len(BAD)]]
+    assert result.table.to_pylist() == calm[len(BAD):]
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
@@ -179,10 +220,31 @@ def test_wrong_servers_are_told_at_once(server: tuple[str, Moody]) -> None:
         made("http://127.0.0.1:9/v1", patience_s=0.1)
 
 
-@pytest.mark.parametrize("change", [{"urls": ()}, {"urls": ("gpu-1:8000",)}, {"urls": ("http://a:b@gpu-1/v1",)}, {"in_flight": 0},
-                                    {"question": "What is <image>?"}, {"system": "<image>"}, {"side_px": 0}, {"timeout_s": 0}])
-def test_settings_teach(change: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="captioner"):
+@pytest.mark.parametrize(("model", "flags", "message"), [
+    ("tiny", ["captioner.urls=[\"http://127.0.0.1:9/v1\"]"], "no caption server answers (http://127.0.0.1:9/v1: "),
+    ("other", [], "captioner.model is 'other', but http://127.0.0.1:"),
+])
+def test_a_job_without_its_server_ends_before_any_row(server: tuple[str, Moody], tmp_path: Path, here: list[str], model: str,
+                                                      flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    dataset, _ = images_dataset(str(tmp_path), photographs(1), side_px=32)
+    changes = [f'captioner.urls=["{server[0]}"]', f"captioner.model={model}", "captioner.patience_s=0.1", "selected_only=false", *flags]
+    assert caption.main(["--recipe", "endpoint", "--input", str(tmp_path), *[word for one in changes for word in ("--set", one)]]) == 2
+    assert message in capsys.readouterr().err
+    assert not dataset.has("captions")
+    assert len(here) == 1
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"urls": ()}, r"captioner.urls is \[\], expected base addresses such as http://gpu-1:8000/v1"),
+    ({"urls": ("gpu-1:8000",)}, r"captioner.urls is \['gpu-1:8000'\], expected base addresses"),
+    ({"urls": ("http://a:b@gpu-1/v1",)}, "holds a password: put the key into the environment variable SUPIR_ENDPOINT_KEY"),
+    ({"question": "What is <image>?"}, "contains '<image>', which marks a picture's place: leave it out"),
+    ({"system": "<image>"}, "contains '<image>'"),
+    ({"in_flight": 0}, "captioner.in_flight is 0, expected 1 or more"), ({"side_px": 0}, "captioner.side_px is 0, expected 1 or more"),
+    ({"timeout_s": 0}, "timeout_s 0, .* expected more than 0"),
+])
+def test_settings_teach(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         EndpointSettings(**{"urls": ("http://x/v1",), "model": "m", **change})
 
 
