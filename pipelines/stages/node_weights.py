@@ -75,18 +75,20 @@ def from_hub(model: str, revision: str | None) -> Path:
     """The folder of a hub's model in the hub's cache of this node, brought if need be; every file that the hub names by its sha256 is
     read once and compared.
 
-    Raises ValueError that teaches if the model is not there and cannot be had, or if a file is damaged.
+    Raises ValueError that teaches if the model is not there and cannot be had, or if a file is damaged, which is removed.
     """
+    from httpx2 import HTTPError  # the hub's client lets its transport's errors through
     from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError
 
     cache = Path(constants.HF_HUB_CACHE)
     with only_one(cache / ("supir--" + model.replace("/", "--"))):
         try:
             snapshot = Path(snapshot_download(model, revision=revision, allow_patterns=list(WANTED), cache_dir=cache))
-        except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-            raise ValueError(f"{model} cannot be had ({type(error).__name__}: {str(error)[:300]}): is the id right, and can this machine "
-                             "reach the hub or its cache?") from error
+        except (HFValidationError, HTTPError, OSError) as error:
+            said = " ".join(str(error).split())[:300]
+            raise ValueError(f"{model} cannot be had from {constants.ENDPOINT} ({type(error).__name__}: {said}): is the id right, is "
+                             "HF_TOKEN set if it is gated, and can this machine reach the hub or its cache?") from error
         _check_hub_files(snapshot)
     return snapshot
 
@@ -101,7 +103,9 @@ def _check_hub_files(snapshot: Path) -> None:
             with path.open("rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
             if found != told:
-                raise ValueError(f"{path} is damaged: its sha256 is {found}, the hub says {told}; delete {path.resolve()} and run again")
+                path.resolve().unlink()
+                raise ValueError(f"{path} was damaged: its sha256 is {found}, the hub says {told}. It was removed: run the same command "
+                                 "again")
     seal.touch()
 
 

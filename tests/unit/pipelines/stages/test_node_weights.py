@@ -13,6 +13,7 @@ import pytest
 from infra.storage import Entry, LocalStore, hash_folder
 from pipelines.stages import node_weights
 from pipelines.stages.weights import folder_identity, is_local, local_folder, local_model
+from tests.hub_server import Hub, hub_server
 
 
 @pytest.fixture
@@ -110,13 +111,69 @@ def test_a_hubs_model_is_read_from_its_cache_and_checked_once(hub: Path) -> None
 def test_a_damaged_file_of_a_hubs_model_is_found(hub: Path) -> None:
     blob = next(path for path in (hub / "blobs").iterdir() if len(path.name) == 64)
     blob.write_bytes(b"cut")
-    with pytest.raises(ValueError, match=r"model\.safetensors is damaged: its sha256 is"):
+    with pytest.raises(ValueError, match=r"model\.safetensors was damaged: its sha256 is .*It was removed: run the same command again"):
         local_model("owner/name")
+    assert not blob.exists()
 
 
 def test_a_hubs_model_that_cannot_be_had_is_told(hub: Path) -> None:
-    with pytest.raises(ValueError, match=r"owner/other cannot be had \(.*reach the hub or its cache"):
+    with pytest.raises(ValueError, match=r"owner/other cannot be had from http.* \(LocalEntryNotFoundError: .*reach the hub or its cache"):
         local_model("owner/other")
+
+
+DATA = os.urandom(200_000)
+
+
+@pytest.fixture
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub on the loopback address, and an empty cache."""
+    from huggingface_hub import constants, file_download
+
+    hub = Hub({"config.json": b"{}", "model.safetensors": DATA, "pytorch_model.bin": b"pickled code"})
+    with hub_server(hub) as url:
+        for name, value in {"ENDPOINT": url, "HUGGINGFACE_CO_URL_TEMPLATE": url + "/{repo_id}/resolve/{revision}/{filename}",
+                            "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True}.items():
+            monkeypatch.setattr(constants, name, value)  # what HF_ENDPOINT and the others set at the start of a process
+        monkeypatch.setattr(file_download.time, "sleep", lambda _: None)  # between the client's own tries
+        yield hub
+
+
+def test_a_hubs_model_comes_once_and_without_pickled_code(served: Hub) -> None:
+    place = Path(local_model("owner/name"))
+    assert {path.name: path.read_bytes() for path in place.iterdir()} == {"config.json": b"{}", "model.safetensors": DATA}
+    asked = len(served.asked)
+    assert local_model("owner/name") == str(place)
+    assert [line for line in served.asked[asked:] if "/resolve/" in line] == []
+    served.gone = True
+    assert local_model("owner/name") == str(place), "what is in the cache needs no hub"
+
+
+def test_a_download_that_is_cut_is_told_and_taken_up_again(served: Hub) -> None:
+    served.cut.add("model.safetensors")
+    with pytest.raises(ValueError, match=r"owner/name cannot be had from http://127\.0\.0\.1:\d+ \(RemoteProtocolError: peer closed "
+                                         r"connection .*received 100000 bytes, expected 200000"):
+        local_model("owner/name")
+    served.cut.clear()
+    assert Path(local_model("owner/name"), "model.safetensors").read_bytes() == DATA
+
+
+def test_a_download_with_another_hash_is_told_and_not_kept(served: Hub) -> None:
+    served.sent["model.safetensors"] = os.urandom(len(DATA))
+    with pytest.raises(ValueError, match=rf"was damaged: its sha256 is [0-9a-f]{{64}}, the hub says {hashlib.sha256(DATA).hexdigest()}"):
+        local_model("owner/name")
+    served.sent.clear()
+    assert Path(local_model("owner/name"), "model.safetensors").read_bytes() == DATA
+
+
+@pytest.mark.parametrize(("model", "gone", "message"), [
+    ("owner/other", False, "owner/other cannot be had from .*RepositoryNotFoundError.* is the id right, is HF_TOKEN set"),
+    ("owner/name", True, "owner/name cannot be had from .*503 Service Unavailable.* can this machine reach the hub"),
+    ("owner/na..me", False, "owner/na..me cannot be had from .*HFValidationError"),
+])
+def test_a_hub_that_does_not_give_a_model_is_told(served: Hub, model: str, gone: bool, message: str) -> None:
+    served.gone = gone
+    with pytest.raises(ValueError, match=message):
+        local_model(model)
 
 
 def test_a_folder_on_s3_has_the_hash_of_the_folder_here(weights: Path) -> None:
