@@ -155,7 +155,7 @@ def parts(folder: Path, source: Path, rows: int) -> dict[str, float]:
     web = WebOptions(contact="benchmark", allow_networks=("127.0.0.1/32",), host_in_flight=64, host_per_s=0.0)
     config = IngestConfig(input=str(source), output=str(folder / "parts"), web=web, shard=inputs_table.ShardLimits(rows=rows),
                           expected_bytes=256 * 2**20 // rows)
-    listed = next(ingest.tables(config, data.Dataset(config.output), _listed(config)))[0]
+    listed = next(ingest.tables(config, data.Dataset(config.output), _listed(config))).rows
     stage = Fetch(max_bytes=config.max_bytes, max_pixels=config.max_pixels, web=web)
     stage.process({"inputs": listed.slice(0, 1)}, {})  # connections, robots.txt, imports
     found = {}

@@ -79,7 +79,7 @@ def files(config: IngestConfig, dataset: Dataset, source: Source) -> Iterator[li
     return inputs_table.group(inputs_table.new_rows(dataset, source, config.source_name, config.wanted), config.shard)
 
 
-def tables(config: IngestConfig, dataset: Dataset, source: Source) -> Iterator[table_shards.Piece]:
+def tables(config: IngestConfig, dataset: Dataset, source: Source) -> Iterator[inputs_table.Piece]:
     """Shards of new rows of tables. Raises ValueError when the web would be asked by nobody."""
     if any(table.kind == "url" for table in table_shards.tables_of(source, config.columns)):
         config.web.check_identity()
@@ -100,7 +100,7 @@ def show_plan(config: IngestConfig, dataset: Dataset) -> None:
     """What a run would add, without writing."""
     source = source_of(config)
     shards = [len(rows) for rows in files(config, dataset, source)]
-    shards += [rows.num_rows for rows, _ in tables(config, dataset, source)]
+    shards += [piece.rows.num_rows for piece in tables(config, dataset, source)]
     print(f"ingest: {sum(shards)} new rows would form {len(shards)} shards of {dataset.store.url}")
 
 

@@ -19,7 +19,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -65,6 +65,15 @@ class Wanted:
         if not self.licences or {_plain(licence), _plain(licence_url)} & {_plain(one) for one in self.licences}:
             return None
         return f"licence: {licence or licence_url or 'none told'}"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows of one shard; of tables also which rows they cover ("table#first-stop" -> digest of those), and their content digest."""
+
+    rows: pa.Table
+    covers: dict[str, str] = field(default_factory=dict)
+    digest: str = ""
 
 
 def _plain(licence: str) -> str:
@@ -135,18 +144,18 @@ def failed_rows(dataset: Dataset, images: Snapshot) -> Iterator[Row]:
 
 def append(dataset: Dataset, shards: Iterable[list[Row]]) -> bool:
     """Commit shards behind the last one; False when another writer took an ordinal first (list again, then go on)."""
-    return append_tables(dataset, ((pa.Table.from_pylist(rows, schema=SCHEMA), {}) for rows in shards))
+    return append_tables(dataset, (Piece(pa.Table.from_pylist(rows, schema=SCHEMA)) for rows in shards))
 
 
-def append_tables(dataset: Dataset, shards: Iterable[tuple[pa.Table, dict[str, str]]]) -> bool:
-    """The same for rows that are tables already, with what they cover. Several commits are on their way at a time, each its own ordinal."""
+def append_tables(dataset: Dataset, pieces: Iterable[Piece]) -> bool:
+    """The same for rows that are tables already. Several commits are on their way at a time, each its own ordinal."""
     taken = {shard for shard, _ in dataset.committed(TABLE, VERSION)}
     free = (shard for shard in (f"{n:05d}" for n in itertools.count()) if shard not in taken)
     waiting: deque[Future[bool]] = deque()
     ours = True
     with ThreadPoolExecutor(COMMITTERS) as pool:
-        for rows, covers in shards:
-            waiting.append(pool.submit(_commit, dataset, next(free), rows, covers))
+        for piece in pieces:
+            waiting.append(pool.submit(_commit, dataset, next(free), piece))
             if len(waiting) > COMMITTERS or waiting[0].done():
                 ours = waiting.popleft().result() and ours
             if not ours:
@@ -154,12 +163,12 @@ def append_tables(dataset: Dataset, shards: Iterable[tuple[pa.Table, dict[str, s
         return all([ours, *(future.result() for future in waiting)])
 
 
-def _commit(dataset: Dataset, shard: str, rows: pa.Table, covers: dict[str, str]) -> bool:
+def _commit(dataset: Dataset, shard: str, piece: Piece) -> bool:
     """Whether what stands under this ordinal now are these rows."""
-    count = rows.num_rows
-    ref = dataset.commit(table=TABLE, version=VERSION, shard=shard, key=KEY, data=rows, outcomes=[], ledger=Ledger(count, count),
-                         inputs=covers, stage_version=STAGE_VERSION)
-    return ref.inputs == covers and (bool(covers) or ref.digest == content_digest(rows))  # what is covered names the rows already
+    count, digest = piece.rows.num_rows, piece.digest or content_digest(piece.rows)
+    ref = dataset.commit(table=TABLE, version=VERSION, shard=shard, key=KEY, data=piece.rows, outcomes=[], ledger=Ledger(count, count),
+                         inputs=piece.covers, stage_version=STAGE_VERSION, digest=digest)
+    return ref.inputs == piece.covers and ref.digest == digest
 
 
 def taken_down_by_shard(dataset: Dataset) -> Callable[[str], dict[str, list[str]]]:

@@ -21,13 +21,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from infra.config import hash_config
-from infra.dataset import Dataset
-from pipelines.inputs_table import SCHEMA, ShardLimits, Wanted, committed
+from infra.dataset import Dataset, slice_digests
+from pipelines.inputs_table import SCHEMA, Piece, ShardLimits, Wanted, committed
 from pipelines.sources import Source, to_position
 from pipelines.table_files import BATCH_ROWS, Columns, TableFile, UnusableTable
 from pipelines.web.secrets_in_urls import SUSPECT, redact
 
-Piece = tuple[pa.Table, dict[str, str]]  # rows of a shard, and what they cover: "table#first-stop" -> digest
 Span = tuple[int, int, str]  # first row, row behind the last, digest
 
 
@@ -122,10 +121,10 @@ def _label(name: str, key: str, first: int, stop: int) -> str:
 
 
 def _unusable(address: str, name: str, key: str, error: UnusableTable) -> Piece:
-    row = {"source_id": _ids(name, key, 0, 1)[0], "address": address, "position": f"{to_position(key)}#0", "size_bytes": 0,
+    row = {"source_id": _ids(name, key, 0, 1)[0].as_py(), "address": address, "position": f"{to_position(key)}#0", "size_bytes": 0,
            "kind": "url", "attempt": 0, "licence": "", "licence_url": "", "attribution": "", "source_url": "",
            "problem": f"{error.code}: {error}"}
-    return pa.Table.from_pylist([row], schema=SCHEMA), {_label(name, key, 0, 1): error.code}
+    return Piece(pa.Table.from_pylist([row], schema=SCHEMA), covers={_label(name, key, 0, 1): error.code})
 
 
 def _table_pieces(table: TableFile, name: str, options: TableOptions, seen: Seen, spans: list[Span]) -> Iterator[Piece]:
@@ -139,10 +138,10 @@ def _table_pieces(table: TableFile, name: str, options: TableOptions, seen: Seen
                 seen.repeated(batch.column("url").to_pylist())
             continue
         rows = _rows(table, name, first, batch, options, seen)
-        for start in range(0, batch.num_rows, size):
+        for start, digest in zip(range(0, batch.num_rows, size), slice_digests(rows, size)):
             piece = batch.slice(start, size)
-            if (mine := rows.slice(start, size)).num_rows:
-                yield mine, {_label(name, table.key, first + start, first + start + piece.num_rows): _digest(table, piece, options)}
+            label = _label(name, table.key, first + start, first + start + piece.num_rows)
+            yield Piece(rows.slice(start, size), covers={label: _digest(table, piece, options)}, digest=digest)
     if spans and table.kind != "record":
         _check_not_shorter(table, spans[-1][1])
 
@@ -190,7 +189,8 @@ def _digest(table: TableFile, batch: pa.Table, options: TableOptions) -> str:
     """Of the addresses; of pictures in a table, which are not read here, of the file's size."""
     total = hashlib.sha256(options.digest().encode())
     if _has_addresses(table, batch):
-        total.update("\0".join(url or "" for url in batch.column("url").to_pylist()).encode())
+        urls = pc.fill_null(batch.column("url").combine_chunks(), "")
+        total.update(pc.binary_join(pa.ListArray.from_arrays(pa.array([0, len(urls)], pa.int32()), urls), "\0")[0].as_buffer())
     else:
         total.update(f"{table.size_bytes} {table.rows}".encode())
     return total.hexdigest()[:16]
@@ -218,9 +218,9 @@ def _rows(table: TableFile, name: str, first: int, batch: pa.Table, options: Tab
     said = pc.coalesce(page, shown, empty)
     is_cell = table.kind == "cell"
     data = {
-        "source_id": pa.array(_ids(name, table.key, first, first + count), pa.string()),
+        "source_id": _ids(name, table.key, first, first + count),
         "address": pa.array([table.store.url] * count, pa.string()),
-        "position": pa.array([f"{place}#{row}" for row in range(first, first + count)], pa.string()),
+        "position": pc.binary_join_element_wise(f"{place}#", pa.array(range(first, first + count), pa.int64()).cast(pa.string()), ""),
         "offset": pa.array(range(first, first + count), pa.int64()) if is_cell else pa.nulls(count, pa.int64()),
         "size_bytes": pa.array([table.size_bytes // max(1, table.rows or 1) if is_cell else 0] * count, pa.int64()),
         "licence": pc.coalesce(column("licence"), empty),
@@ -239,10 +239,12 @@ def _rows(table: TableFile, name: str, first: int, batch: pa.Table, options: Tab
     return rows.filter(pc.not_equal(pc.fill_null(batch.column("status"), ""), "success"))
 
 
-def _ids(name: str, key: str, first: int, stop: int) -> list[str]:
+def _ids(name: str, key: str, first: int, stop: int) -> pa.StringArray:
     """As inputs_table.source_id, for many rows."""
     begin = f"{name}\0{to_position(key)}#".encode()
-    return [hashlib.sha256(b"%b%d" % (begin, row)).hexdigest()[:32] for row in range(first, stop)]
+    digits = b"".join([hashlib.sha256(b"%b%d" % (begin, row)).digest()[:16] for row in range(first, stop)]).hex()
+    return pa.StringArray.from_buffers(stop - first, pa.py_buffer(np.arange(0, len(digits) + 1, 32, dtype=np.int32)),
+                                       pa.py_buffer(digits.encode()))
 
 
 def _redacted(urls: pa.Array) -> pa.Array:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.dataset import content_digest
+from infra.dataset import content_digest, slice_digests
 from infra.ledger import Ledger, Outcome
 
 OUTCOMES = st.lists(st.builds(Outcome, st.text(max_size=5), st.sampled_from(["rejected", "failed"]), st.sampled_from(["a", "b", "c"])))
@@ -93,6 +93,14 @@ def test_an_added_row_or_column_is_content_and_a_volatile_column_is_not(rows: li
     assert content_digest(table_of([*rows, rows[-1]])) != digest
     assert content_digest(table.append_column("extra", pa.nulls(len(rows), pa.string()))) != digest
     assert content_digest(table.append_column("retrieved_at", pa.array(["now"] * len(rows)))) == digest
+
+
+@given(rows=ROWS, size=st.integers(1, 9), cut=st.integers(0, 8))
+def test_slices_have_the_digests_of_tables_of_their_own(rows: list[dict[str, object]], size: int, cut: int) -> None:
+    plain = table_of(rows).select(["text", "number"]).append_column("nothing", pa.nulls(len(rows), pa.string()))
+    chunked = pa.concat_tables([plain.slice(0, cut), plain.slice(cut)])
+    expected = [content_digest(plain.slice(low, size)) for low in range(0, len(rows), size)]
+    assert slice_digests(chunked, size) == slice_digests(plain, size) == expected
 
 
 def test_neighbouring_values_cannot_be_confused() -> None:
