@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 WORSE_WHEN = {"sharpness": "lower", "cutoff": "lower", "flatness": "higher"}  # measures of detail that a bad picture loses
-SHEET_PX, SHEET_PAIRS, LINE_PX = 256, 12, 30
+SHEET_PX, SHEET_PAIRS, TEXT_PX, LINE_CHARS = 256, 12, 50, 40  # a whole wording of the paper takes three lines
 SHARDS_READ = 8  # choice: a sample of this many shards
 
 
@@ -94,13 +94,13 @@ def sheet(pairs: list[Pair]) -> NDArray[Any]:
     from PIL import Image, ImageDraw
 
     shown, columns = pairs[:SHEET_PAIRS], min(6, len(pairs[:SHEET_PAIRS]))
-    height = 2 * SHEET_PX + LINE_PX
+    height = 2 * SHEET_PX + TEXT_PX
     page = Image.new("RGB", (columns * SHEET_PX, height * -(-len(shown) // columns)), "white")
     draw = ImageDraw.Draw(page)
     for i, pair in enumerate(shown):
         left, top = i % columns * SHEET_PX, i // columns * height
         for below, picture in enumerate((pair.parent_HWC, pair.negative_HWC)):
             page.paste(Image.fromarray(picture).resize((SHEET_PX, SHEET_PX)), (left, top + below * SHEET_PX))
-        text = "\n".join(textwrap.wrap(pair.prompt, 40)[:2])
+        text = "\n".join(textwrap.wrap(pair.prompt, LINE_CHARS)[:3])
         draw.multiline_text((left + 4, top + 2 * SHEET_PX + 2), text, fill="black", spacing=2)
     return np.asarray(page)

@@ -1,7 +1,8 @@
-"""Captions and negatives as a person runs them: the entry, a local Ray, an MLflow server, a random LLaVA, a random prior."""
+"""Captions and negatives by their entries on real parts: a local Ray, an MLflow server, a random LLaVA, a random prior."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,27 @@ import pytest
 from PIL import Image
 
 from infra.dataset import Dataset, Snapshot
+from pipelines import caption, negatives
 from pipelines.caption_samples import about, card, samples
 from pipelines.negatives_review import choose_pairs, review, sheet
+from pipelines.runtime.cluster import connection
 from pipelines.stages.negatives import NegativeSettings, NegativesStage
 from tests.corpora import random_prior
-from tests.helpers import MlflowServer, commit_table, images_dataset, photographs, run_entry
+from tests.helpers import MlflowServer, commit_table, images_dataset, photographs
 from tests.tiny_models import tiny_llava
 
 pytestmark = pytest.mark.integration
 PRICE = 3.6  # of a worker's hour: a thousandth for each of its seconds
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_ray() -> Iterator[None]:
+    """One local Ray for all jobs of this file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        with connection():
+            yield
 
 
 @pytest.fixture(scope="module")
@@ -57,59 +70,63 @@ def assert_told(run: Any, made: Snapshot, work: int) -> None:
     assert told["images_per_s"] == pytest.approx(work / told["elapsed_s"], rel=0.2)
 
 
-def test_llava_on_ray_says_the_same_in_any_batch_and_tells_mlflow(corpus: Dataset, tmp_path: Path, mlflow_server: MlflowServer) -> None:
+def run(job: Any, capfd: pytest.CaptureFixture[str], *flags: str, changes: list[str]) -> tuple[int, str]:
+    """(exit code, what the job said on stderr)."""
+    capfd.readouterr()
+    code = job.main([*flags, *[word for change in changes for word in ("--set", change)]])
+    return code, capfd.readouterr().err
+
+
+def test_llava_on_ray_says_the_same_in_any_batch_and_tells_mlflow(corpus: Dataset, tmp_path: Path, mlflow_server: MlflowServer,
+                                                                  capfd: pytest.CaptureFixture[str]) -> None:
     model = tiny_llava(tmp_path / "llava")
     changes = [f"captioner.model={model}", "captioner.max_new_tokens=8", "workers.gpus=0", "workers.cpus=1", "checks.allow_cut=true",
-               "checks.min_words=1", "checks.plain_english=false"]
-    flags = ["--recipe", "llava_13b", "--input", corpus.store.url, *[word for change in changes for word in ("--set", change)]]
-    done = run_entry("pipelines/caption.py", *flags, "--tracking", mlflow_server.uri, "--set", "workers.workers=2", "--set",
-                     f"workers.price_per_hour={PRICE}", "--set", "sample_pictures=2")
-    assert done.returncode == 0, done.stderr
+               "checks.min_words=1", "checks.plain_english=false", f"workers.price_per_hour={PRICE}", "sample_pictures=2"]
+    flags = ["--recipe", "llava_13b", "--input", corpus.store.url]
+    code, said = run(caption, capfd, *flags, "--tracking", mlflow_server.uri, changes=[*changes, "workers.workers=2"])
+    assert code == 0, said
     snapshot = corpus.snapshot("captions")
     assert snapshot.ledger.total == 4
     rows = [row for ref in snapshot.shards.values() for row in corpus.read(ref).to_pylist()]
     assert {(row["engine"], row["model"], row["finish_reason"]) for row in rows} == {("llava", "llava", "length")}
-    assert all(line.startswith("caption: ") for line in done.stderr.splitlines()), f"not quiet: {done.stderr}"
-    run, pictures = tracked(mlflow_server, "caption", tmp_path)
-    assert_told(run, snapshot, work=3)
-    assert run.data.metrics["counted/tokens"] == 8 * 3
-    assert (run.data.params["captioner.max_new_tokens"], run.data.params["checks.min_words"]) == ("8", "1")
+    assert all(line.startswith("caption: ") for line in said.splitlines()), f"not quiet: {said}"
+    tracked_run, pictures = tracked(mlflow_server, "caption", tmp_path)
+    assert_told(tracked_run, snapshot, work=3)
+    assert tracked_run.data.metrics["counted/tokens"] == 8 * 3
+    assert (tracked_run.data.params["captioner.max_new_tokens"], tracked_run.data.params["checks.min_words"]) == ("8", "1")
     cards = [card(picture, row["caption"], about(row)) for picture, row in samples(corpus, snapshot, 2)]
     assert {one.tobytes() for one in pictures} == {one.tobytes() for one in cards}
     for name in [name for name in corpus.store.list("commits/captions")]:
         corpus.store.delete(name.key)
-    done = run_entry("pipelines/caption.py", *flags, "--set", "batch_size=1")
-    assert done.returncode == 0, done.stderr
+    code, said = run(caption, capfd, *flags, changes=[*changes, "batch_size=1"])
+    assert code == 0, said
     assert corpus.snapshot("captions").digest == snapshot.digest
 
 
-def test_a_model_that_cannot_be_set_up_ends_in_one_message(corpus: Dataset, tmp_path: Path) -> None:
+def test_what_cannot_be_set_up_ends_in_one_message(corpus: Dataset, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     Path(tmp_path, "broken").mkdir()
     Path(tmp_path, "broken", "config.json").write_text('{"model_type": "llama"}')
-    done = run_entry("pipelines/caption.py", "--recipe", "llava_7b", "--input", corpus.store.url, "--set", "workers.gpus=0",
-                     "--set", "workers.cpus=1", "--set", f"captioner.model={tmp_path / 'broken'}")
-    assert done.returncode == 2
-    assert "is a model of type 'llama', expected 'llava'" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert len(done.stderr.splitlines()) <= 2, done.stderr
-
-
-def test_a_gpu_that_is_not_there_is_told_and_not_waited_for(corpus: Dataset) -> None:
+    code, said = run(caption, capfd, "--recipe", "llava_7b", "--input", corpus.store.url,
+                     changes=["workers.gpus=0", "workers.cpus=1", f"captioner.model={tmp_path / 'broken'}"])
+    assert code == 2
+    assert "is a model of type 'llama', expected 'llava'" in said
+    assert "Traceback" not in said
+    assert len(said.splitlines()) <= 2, said
     torch = pytest.importorskip("torch")
-    if torch.cuda.is_available():
-        pytest.skip("this machine has a GPU")
-    done = run_entry("pipelines/caption.py", "--input", corpus.store.url, "--set", "workers.gpus=1", "--set", "checks.min_words=2")
-    assert done.returncode == 2
-    assert "a worker asks for 1 GPU (found 0) on this machine" in done.stderr
+    if not torch.cuda.is_available():
+        code, said = run(caption, capfd, "--input", corpus.store.url, changes=["workers.gpus=1", "checks.min_words=2"])
+        assert code == 2
+        assert "a worker asks for 1 GPU (found 0) on this machine: set workers.cpus or workers.gpus to what it has" in said
 
 
-def test_negatives_on_ray_are_those_made_here_and_told_to_mlflow(corpus: Dataset, tmp_path: Path, mlflow_server: MlflowServer) -> None:
+def test_negatives_on_ray_are_those_made_here_and_told_to_mlflow(corpus: Dataset, tmp_path: Path, mlflow_server: MlflowServer,
+                                                                 capfd: pytest.CaptureFixture[str]) -> None:
     prior = random_prior(tmp_path / "prior")
     changes = [f"prior={prior}", "negatives.size_px=64", "negatives.steps=2", "parents.count=3", "parents.exclude_heldout=false",
                "workers.workers=2", f"workers.price_per_hour={PRICE}"]
-    done = run_entry("pipelines/negatives.py", "--input", corpus.store.url, "--output", str(tmp_path / "bad"),
-                     "--tracking", mlflow_server.uri, *[word for change in changes for word in ("--set", change)])
-    assert done.returncode == 0, done.stderr
+    code, said = run(negatives, capfd, "--input", corpus.store.url, "--output", str(tmp_path / "bad"), "--tracking", mlflow_server.uri,
+                     changes=changes)
+    assert code == 0, said
     made = Dataset(str(tmp_path / "bad"))
     rows = [row for ref in made.snapshot("images").shards.values() for row in made.read(ref).to_pylist()]
     assert len(rows) == made.snapshot("captions").rows == 3
@@ -119,10 +136,10 @@ def test_negatives_on_ray_are_those_made_here_and_told_to_mlflow(corpus: Dataset
     parents = {row["source_id"] for row in images.to_pylist() if row["image_id"] in {one["parent_image_id"] for one in rows}}
     here = stage.process({"images": images}, {"parents": sorted(parents)}).table.to_pylist()
     assert [row["image_id"] for row in here] == [row["image_id"] for row in rows]
-    run, pictures = tracked(mlflow_server, "negatives", tmp_path)
-    assert_told(run, made.snapshot("images"), work=3)
-    assert run.data.params["settings.size_px"] == "64"
+    tracked_run, pictures = tracked(mlflow_server, "negatives", tmp_path)
+    assert_told(tracked_run, made.snapshot("images"), work=3)
+    assert tracked_run.data.params["settings.size_px"] == "64"
     pairs = list(choose_pairs(corpus, made, made.snapshot("images"), stage.fit, 100))
     assert [one.tobytes() for one in pictures] == [sheet(pairs).tobytes()]
     wanted = review(pairs).metrics()
-    assert {name: run.data.metrics[name] for name in wanted} == pytest.approx(wanted)
+    assert {name: tracked_run.data.metrics[name] for name in wanted} == pytest.approx(wanted)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -123,12 +124,17 @@ def test_without_the_token_nobody_submits(head: Head, corpus: Dataset) -> None:
     assert done.returncode != 0
 
 
-def test_the_submit_lines_are_the_documented_ones(head: Head, corpus: Dataset) -> None:
+def test_the_submit_lines_tell_what_a_job_will_take(head: Head, corpus: Dataset) -> None:
     jobs, told = ROOT / "infra" / "jobs", json.dumps({"env_vars": {"RAY_DATA_DISABLE_PROGRESS_BARS": "1"}})
-    lines = {"caption": [str(jobs / "caption.sh"), corpus.store.url, "--recipe", "tiny"],
-             "negatives": [str(jobs / "negatives.sh"), corpus.store.url, f"{corpus.store.url}-negatives", "--recipe", "tiny", "--dry-run"]}
-    for name, line in lines.items():
+    before = ["--recipe", "tiny", "--dry-run", "--calibrate", "2", "--set", "workers.price_per_hour=36000"]
+    lines = {"caption": ([str(jobs / "caption.sh"), corpus.store.url, *before, "--set", "checks.min_words=3"], "5 rows"),
+             "negatives": ([str(jobs / "negatives.sh"), corpus.store.url, f"{corpus.store.url}-negatives", *before, "--set",
+                            "parents.count=2", "--set", "parents.exclude_heldout=false", "--set", "negatives.size_px=32"], "5 rows")}
+    for name, (line, pending) in lines.items():
         done = subprocess.run(line, env={**head.env, "RAY_ADDRESS": head.address, "RUNTIME_ENV": told}, cwd=os.path.dirname(ROOT),
                               capture_output=True, text=True, timeout=180, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert f"{name}: table" in done.stdout
+        assert re.search(rf"{name}: table '\w+' version \w+: 2 shards, 0 done, 2 pending \({pending}\)", done.stdout), done.stdout
+        assert "cluster: 2 CPUs, 0 GPUs on 1 nodes" in done.stdout
+        assert re.search(rf"{name}: measured on \d rows after a warm-up: [\d.]+ rows/s a worker, \d+ s to set up, [\d.]+ GiB of memory; "
+                         r"\d rows on \d workers: [\d.]+ hours, cost [\d.,]+", done.stdout), done.stdout

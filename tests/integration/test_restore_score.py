@@ -13,6 +13,8 @@ from PIL import Image
 from infra.dataset import Dataset
 from pipelines import restore, score
 from pipelines.runtime.cluster import connection
+from pipelines.stages.facts import FactsSettings
+from supir_model.images import decode
 from supir_model.presets import get_sampling
 from tests.helpers import ROOT, images_dataset, photographs, shrunk
 
@@ -125,6 +127,10 @@ def test_restore_takes_one_picture_and_teaches(tmp_path: Path, capsys: pytest.Ca
     out = ["--output", str(tmp_path / "out")]
     assert restore.main(["--input", str(tmp_path / "one.png"), *out, *FAST]) == 0
     assert [path.name for path in (tmp_path / "out" / "pictures").iterdir()] == ["one.png"]
+    made = Dataset(str(tmp_path / "out"))
+    [row] = [row for ref in made.snapshot("restorations").shards.values() for row in made.read(ref).to_pylist()]
+    [said] = FactsSettings().build().describe([decode(row["stage1"]).rgb_HWC], [0])
+    assert row["caption"] == said.text, "the captioner looks at the stage-1 picture"
     capsys.readouterr()
     prior = ROOT / "priors" / "tiny"
     for place, flags, message in (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,12 +14,14 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from infra.dataset import Dataset
+from infra.dataset import Dataset, ShardRef
 from infra.ledger import Ledger
 from infra.tracking import ListTracker
 from pipelines import caption
 from pipelines.caption_samples import log_samples
 from pipelines.runtime.calibrate import Calibration, calibrate
+from pipelines.runtime.cluster import WorkerOptions
+from pipelines.runtime.job import Progress, metrics
 from pipelines.runtime.plan import plan_tasks
 from pipelines.runtime.stage import StageUnusable, version_of
 from pipelines.runtime.worker import ShardWorker
@@ -167,6 +171,23 @@ def test_an_estimate_counts_the_rows_that_cost_time(tmp_path: Path) -> None:
     nothing = commit_table(dataset, "selections", [rows.append_column("accepted", pa.array([False] * 4))], {"other": 1})
     with pytest.raises(ValueError, match="shard 00000 holds no row to try"):
         calibrate(stage, dataset.store.url, plan_tasks(stage, {"images": images, "selections": nothing})[0], 3)
+
+
+def test_progress_tells_rates_waiting_and_the_time_left(capsys: pytest.CaptureFixture[str]) -> None:
+    now = time.monotonic()
+    progress = Progress(name="caption", shards=4, workers=WorkerOptions(price_per_hour=7.2), started=now - 100)
+    timings = {"images": 50.0, "tokens": 4000.0, "wait_s": 5.0, "model_s": 45.0}
+    ledger = Ledger(total=60, accepted=40, rejected={"not_selected": 10, "refusal": 10})
+    progress.add(ShardRef(table="captions", version="1", shard="00000", key="k", path="p", rows=40, sha256="", digest="",
+                          outcomes_path=None, ledger=ledger, inputs={}, stage_version=1, attempt="a", timings=timings), 50.0)
+    line = capsys.readouterr().err
+    assert re.fullmatch(r"caption: 1/4 shards, 60 rows, 0\.6 rows/s, 0\.5 images/s, 40 tokens/s, 0\.1 wait_share, 300 s left; 60 in = 40 "
+                        r"accepted \+ 20 rejected \+ 0 failed \(not_selected 10, refusal 10\)\n", line), line
+    told = metrics(ledger, progress)
+    assert told["worker_s_per_thousand"] == 1000  # 50 s for 50 images: rows that were not selected cost nothing
+    assert told["cost_per_thousand"] == 2.0
+    assert (told["seconds/model"], told["counted/tokens"]) == (45, 4000)
+    assert told["reject_rate/refusal"] == pytest.approx(1 / 6)
 
 
 def test_samples_are_pictures_with_their_captions(tmp_path: Path, here: list[str]) -> None:

@@ -20,6 +20,7 @@ from pipelines.stages.caption_checks import CheckSettings
 from pipelines.stages.captioner import Asked, Captioned, Refused
 from pipelines.stages.captions import CaptionStage
 from pipelines.stages.endpoint import EndpointCaptioner, EndpointSettings
+from pipelines.stages.endpoint_client import EndpointClient
 from pipelines.stages.endpoint_protocol import request_body, seconds_from
 from supir_model.images import decode
 from tests.caption_servers import Mood, Moody, good_answer, moody_server, picture_of
@@ -210,6 +211,14 @@ def test_a_busy_server_gets_fewer_requests(server: tuple[str, Moody]) -> None:
     ask(captioner, 8)
     assert captioner._client is not None
     assert captioner._client.window < 16
+
+
+def test_pauses_grow_and_no_two_workers_come_back_together() -> None:
+    client = EndpointClient(EndpointSettings(urls=("http://x/v1",), model="m"))
+    for tries, longest_s in ((1, 0.25), (3, 1.0), (20, 30.0)):
+        pauses = [client._pause_s(tries) for _ in range(50)]
+        assert all(longest_s / 2 <= pause <= longest_s for pause in pauses)
+        assert len(set(pauses)) == 50
 
 
 def test_wrong_servers_are_told_at_once(server: tuple[str, Moody]) -> None:

@@ -57,6 +57,14 @@ def test_what_was_asked_and_how_is_in_the_answer(captioner: LlavaCaptioner, pict
     assert captioner.identity.revision == "abc"
 
 
+def test_weights_are_bfloat16_and_attention_fused_where_asked(folder: Path, pictures: list[np.ndarray]) -> None:
+    half = LlavaSettings(model=str(folder), max_new_tokens=4, dtype="bfloat16").build()
+    half.load()
+    assert {parameter.dtype for parameter in half.model.parameters()} == {torch.bfloat16}
+    assert half.model.config._attn_implementation == "sdpa"
+    assert half.describe(pictures[:2], [0, 1])[1] == half.describe(pictures[1:2], [1])[0]
+
+
 def test_sampling_belongs_to_the_seed(folder: Path, pictures: list[np.ndarray]) -> None:
     hot = LlavaSettings(model=str(folder), max_new_tokens=TOKENS, decoding=Decoding(temperature=1.5), canary=False).build()
     hot.load()

@@ -14,6 +14,7 @@ import pytest
 from infra.dataset import Dataset
 from infra.holdout import is_held_out
 from pipelines import negatives
+from pipelines.negatives_review import WORSE_WHEN, Pair, review, sheet
 from pipelines.recipes.negatives import RECIPES
 from pipelines.runtime.stage import version_of
 from pipelines.stages.negatives import CHANGED, FIG_19, SCHEMA, SEC_3_2, NegativeSettings, NegativesStage, find_fault
@@ -133,6 +134,25 @@ def test_a_copy_of_the_parent_is_refused() -> None:
     parent = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
     assert find_fault(parent / 255, parent) == ("equal_to_parent", "mean difference 0.000 of 255")
     assert find_fault((255 - parent) / 255, parent) is None
+
+
+def test_negatives_that_are_not_worse_are_told() -> None:
+    import cv2
+
+    photos = [cv2.resize(cv2.imread(str(path))[..., ::-1], (256, 256), interpolation=cv2.INTER_AREA) for path in photographs(4)]
+    worse = [Pair(parent_HWC=one, negative_HWC=cv2.GaussianBlur(one, (0, 0), 4), prompt=SEC_3_2) for one in photos]
+    better = [Pair(parent_HWC=one.negative_HWC, negative_HWC=one.parent_HWC, prompt=SEC_3_2) for one in worse]
+    assert review(worse).worse
+    assert review(worse).describe().startswith("4 pairs of parent and negative: sharpness ")
+    assert review(worse).describe().endswith("worse on average, as wanted")
+    assert not review(better).worse
+    assert "NOT worse on average: look at the sheet; raise negatives.strength or negatives.guidance_scale" in review(better).describe()
+    same = [Pair(parent_HWC=one, negative_HWC=one, prompt="") for one in photos]
+    assert not review(same).worse
+    assert set(review(worse).metrics()) == {f"{who}/{name}" for who in ("parents", "negatives") for name in WORSE_WHEN}
+    assert sheet(worse).shape[1] == 4 * 256
+    with pytest.raises(ValueError, match="no pair of parent and negative to measure"):
+        review([])
 
 
 def test_prompts_are_the_papers_whole_and_in_parts() -> None:
