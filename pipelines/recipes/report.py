@@ -38,7 +38,7 @@ class DatasetReportConfig:
     statistics_shards: int = 64  # choice: 30,000 rows of 20 million
     picture_shards: int = 8  # choice: 2 GB of pictures are opened
     most: int = 20  # choice: pictures of one fate
-    compared_captions: int = 200_000  # choice: a minute; what is said twice is sought among so many (docs/results/near_captions.md)
+    compared_captions: int = 200_000  # choice: ten seconds, and reading them; a million takes one minute
     price_per_hour: float = 0.0  # of a worker, in any currency; 0: cost is not told
 
 

@@ -1,7 +1,7 @@
 """Texts in nearly the same words: MinHash (Broder 1997) finds candidates, the runs of words that two share decide.
 
 Texts may come from a stream of any length: what is kept of each are hashes, 4 bytes a word and 128 bytes, in files under TMPDIR, and
-about 50 bytes a text in memory. A text is compared with one of each of its 16 buckets, so time grows with the texts, whatever they say.
+76 bytes in memory (docs/results/near_captions.md). A text is compared with one of each of its 16 buckets, so time grows with their number.
 
 Legend: N texts, R runs of words (of a batch of texts, one text after the other), H hash functions.
 """

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from infra.dataset import Dataset
+from pipelines import caption
+from pipelines.runtime.cluster import connection
 from tests.caption_servers import TransformersServe
-from tests.helpers import ROOT, entry_env, images_dataset, photographs, run_entry, serving
+from tests.helpers import images_dataset, photographs, serving
 from tests.tiny_models import tiny_llava
 
 pytest.importorskip("openai", reason="`transformers serve` needs its types")
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(420)]
+KILLED_AFTER = 3  # shards of eight
 
 
 def flags(dataset: Dataset, server: TransformersServe) -> list[str]:
@@ -27,32 +29,32 @@ def flags(dataset: Dataset, server: TransformersServe) -> list[str]:
     return ["--recipe", "endpoint", "--input", dataset.store.url, *[word for change in changes for word in ("--set", change)]]
 
 
-def test_a_server_that_is_killed_under_load_costs_no_caption(tmp_path: Path) -> None:
+def commits(dataset: Dataset) -> int:
+    return sum(1 for entry in dataset.store.list("commits/captions") if "/current/" not in entry.key)
+
+
+def test_a_server_that_is_killed_under_load_costs_no_caption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calm, _ = images_dataset(str(tmp_path / "calm"), photographs(16), per_shard=2, side_px=96)
     rough, _ = images_dataset(str(tmp_path / "rough"), photographs(16), per_shard=2, side_px=96)
     model = tiny_llava(tmp_path / "llava")
-    with serving(TransformersServe(tmp_path / "server", model)) as server:
+    for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    with connection(), serving(TransformersServe(tmp_path / "server", model)) as server, ThreadPoolExecutor(1) as beside:
         assert isinstance(server, TransformersServe)
-        done = run_entry("pipelines/caption.py", *flags(calm, server))
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert caption.main(flags(calm, server)) == 0
         ledger = calm.snapshot("captions").ledger
         assert (ledger.total, ledger.failed) == (16, {})
         assert ledger.accepted > 12
-        job = subprocess.Popen([sys.executable, str(ROOT / "pipelines/caption.py"), *flags(rough, server)], env=entry_env(), cwd=ROOT,
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        killed = 0
-        while job.poll() is None and killed < 2:
-            begun = sum(1 for _ in rough.store.list("commits/captions"))
-            if begun > 2 * killed:  # under load: some shards are committed, others are on their way
-                server.kill()
-                killed += 1
-                time.sleep(1)
-                server.start()
+        job = beside.submit(caption.main, flags(rough, server))
+        while commits(rough) < KILLED_AFTER:
+            assert not job.done(), "the job ended before the server could be killed"
             time.sleep(0.02)
-        said, _ = job.communicate(timeout=300)
-        assert job.returncode == 0, said
-    assert killed, "the job ended before the server could be killed"
-    assert rough.snapshot("captions").ledger == ledger, said
+        server.kill()
+        assert commits(rough) < 8, "nothing was on its way any more"
+        time.sleep(1)
+        server.start()
+        assert job.result(timeout=300) == 0
+    assert rough.snapshot("captions").ledger == ledger
     assert rough.snapshot("captions").digest == calm.snapshot("captions").digest
     rows = [row for ref in rough.snapshot("captions").shards.values() for row in rough.read(ref).to_pylist()]
     assert len({row["image_id"] for row in rows}) == len(rows) == ledger.accepted
