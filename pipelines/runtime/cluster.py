@@ -13,6 +13,7 @@ import os
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -31,7 +32,9 @@ from pipelines.runtime.worker import ShardReport, ShardWorker
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 ROOT = str(Path(__file__).resolve().parents[2])
 LOCAL = "local"
-HELPERS = ("monitor.py", "log_monitor.py", "dashboard.py")  # as Ray 2.60 names them; what is not found is left alone
+HELPERS = ("monitor.py", "log_monitor.py")  # as Ray 2.60 names them; what is not found is left alone
+DASHBOARD = "dashboard.py"  # ray.init waits for it
+LOOK_S = 0.1  # choice: Ray starts for three seconds
 CONNECT_S = 10  # choice: a cluster that takes longer to accept a connection is taken for absent
 # measured: decode loops run up to 1.5 times faster
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "268435456", "MALLOC_TRIM_THRESHOLD_": "268435456", "MALLOC_TOP_PAD_": "67108864"}
@@ -121,9 +124,8 @@ def connection() -> Iterator[None]:
         _check_answers(address)
         with _without_chatter():
             if address == LOCAL:  # workers inherit this process's variables, so that Ray may start them ahead
-                with _environment(_variables()):
+                with _environment(_variables()), _without_helpers():
                     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
-                _end_helpers()
             else:  # credentials come from the nodes
                 ray.init(address=address, runtime_env={"env_vars": _variables()}, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError) as error:
@@ -163,14 +165,32 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _end_helpers() -> None:
-    """End those of Ray's processes that serve nobody here: no nodes to scale, no dashboard, no log that the driver shows.
+@contextmanager
+def _without_helpers() -> Iterator[None]:
+    """While Ray starts, end those of its processes that serve nobody here: no nodes to scale, no dashboard, no log that the driver shows.
 
-    Measured: their start takes 1.7 s of a core away from the first shard, and the autoscaler is deaf to a shutdown for a second.
+    Measured: their start takes 1.7 s of a core, and the autoscaler is deaf to a shutdown for a second.
     """
+    started = threading.Event()
+
+    def watch() -> None:
+        while not started.wait(LOOK_S):
+            _end(HELPERS)
+
+    watcher = threading.Thread(target=watch, name="without helpers", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        started.set()
+        watcher.join()
+    _end((*HELPERS, DASHBOARD))
+
+
+def _end(names: tuple[str, ...]) -> None:
     for process in psutil.Process().children():
         with suppress(psutil.Error):
-            if any(Path(word).name in HELPERS for word in process.cmdline()):
+            if any(Path(word).name in names for word in process.cmdline()):
                 process.kill()
 
 
