@@ -155,7 +155,8 @@ class S3Store:
             return self._missing(key, code)
         if isinstance(error, NoCredentialsError | PartialCredentialsError | ProfileNotFound):
             return StorageError(f"{self.url}: no credentials found ({error}): set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-                                "or AWS_PROFILE")
+                                "or AWS_PROFILE, on the machine that does the work (a submitted job does not see your shell's: "
+                                "--runtime-env-json hands them over)")
         if isinstance(error, PermissionError) or code in DENIED:
             return StorageError(f"{self._path(key)}: access denied ({error}): check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
                                 "and that they may read and write this bucket")

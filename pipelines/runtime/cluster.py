@@ -36,6 +36,7 @@ HELPERS = ("monitor.py", "log_monitor.py")  # as Ray 2.60 names them; what is no
 DASHBOARD = "dashboard.py"  # ray.init waits for it
 LOOK_S = 0.1  # choice: Ray starts for three seconds
 CONNECT_S = 10  # choice: a cluster that takes longer to accept a connection is taken for absent
+ROOM_S = 1800  # choice: a cloud brings a GPU node in 5 to 15 minutes
 # measured: decode loops run up to 1.5 times faster
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "268435456", "MALLOC_TRIM_THRESHOLD_": "268435456", "MALLOC_TOP_PAD_": "67108864"}
 
@@ -222,7 +223,7 @@ def _without_chatter() -> Iterator[None]:
 def check_room(options: WorkerOptions) -> None:
     """Raise ValueError if one worker asks for more than this machine has; without this Ray would wait for ever.
 
-    A cluster may grow by its autoscaler, so there the lack is only told.
+    A cluster may grow by its autoscaler, so there the lack is told and waited for, half an hour at most.
     """
     import ray
 
@@ -234,6 +235,26 @@ def check_room(options: WorkerOptions) -> None:
                          "choose another recipe, or set RAY_ADDRESS to a cluster")
     if lacking:
         print(f"a worker asks for {' and '.join(lacking)}: waiting for the cluster to bring it", file=sys.stderr, flush=True)
+        _wait_for_room(options, " and ".join(lacking))
+
+
+def _wait_for_room(options: WorkerOptions, lacking: str) -> None:
+    """Ask for a worker's place, so that the cluster grows. Raises ValueError when none comes."""
+    import ray
+    import ray.exceptions
+
+    ask: Any = ray.remote(num_cpus=options.cpus, num_gpus=options.gpus)(_nothing)
+    place = ask.remote()
+    try:
+        ray.get(place, timeout=ROOM_S)
+    except ray.exceptions.GetTimeoutError as error:
+        ray.cancel(place)
+        raise ValueError(f"no node of the cluster came in {ROOM_S / 60:g} minutes that has what a worker asks for, {lacking}: add such "
+                         "nodes, set workers.cpus or workers.gpus to what there is, or choose another recipe") from error
+
+
+def _nothing() -> None:
+    """What a place is asked for with."""
 
 
 def calibrate_on_worker(stage: Stage, source: Dataset, task: ShardTask, rows: int, options: WorkerOptions) -> tuple[Calibration, int]:

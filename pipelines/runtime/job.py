@@ -133,9 +133,10 @@ def _run_pending(stage: Stage, source: Dataset, output: Dataset, pending: list[S
 
 def _track(stage: Stage, ledger: Ledger, progress: Progress, options: RunOptions, status: Literal["FINISHED", "FAILED"] = "FINISHED",
            also: Callable[[Tracker], None] | None = None) -> None:
+    told = metrics(ledger, progress)  # before anything that takes time of its own
     tracker = open_tracker(options.tracking, experiment="pipelines", run_name=stage.name)
     tracker.config({"stage": stage.name, "version": version_of(stage), **result_config(stage)})
-    tracker.metrics(metrics(ledger, progress), step=0)
+    tracker.metrics(told, step=0)
     if also:
         also(tracker)
     tracker.close(status)

@@ -15,7 +15,8 @@ from infra.dataset import Dataset, Snapshot
 from pipelines import caption, negatives
 from pipelines.caption_samples import about, card, samples
 from pipelines.negatives_review import choose_pairs, review, sheet
-from pipelines.runtime.cluster import connection
+from pipelines.runtime import cluster
+from pipelines.runtime.cluster import WorkerOptions, connection
 from pipelines.stages.negatives import NegativeSettings, NegativesStage
 from tests.corpora import random_prior
 from tests.helpers import MlflowServer, commit_table, images_dataset, photographs
@@ -117,6 +118,14 @@ def test_what_cannot_be_set_up_ends_in_one_message(corpus: Dataset, tmp_path: Pa
         code, said = run(caption, capfd, "--input", corpus.store.url, changes=["workers.gpus=1", "checks.min_words=2"])
         assert code == 2
         assert "a worker asks for 1 GPU (found 0) on this machine: set workers.cpus or workers.gpus to what it has" in said
+
+
+def test_a_node_that_a_cluster_does_not_bring_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "a-cluster:6379")  # the one of this file stands for it
+    cluster.check_room(WorkerOptions(cpus=1))
+    monkeypatch.setattr(cluster, "ROOM_S", 0.6)
+    with pytest.raises(ValueError, match=r"came in 0\.01 minutes that has what a worker asks for, 64 GPU \(found \d\): add such"):
+        cluster.check_room(WorkerOptions(gpus=64))
 
 
 def test_negatives_on_ray_are_those_made_here_and_told_to_mlflow(corpus: Dataset, tmp_path: Path, mlflow_server: MlflowServer,
