@@ -90,7 +90,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 def test_a_submitted_job_succeeds_and_a_second_one_finds_nothing_to_do(head: Head, corpus: Dataset) -> None:
-    command = ("python", "pipelines/caption.py", "--recipe", "tiny", "--input", corpus.store.url)
+    a_pool_that_grows = ("--set", "workers.workers=0")
+    command = ("python", "pipelines/caption.py", "--recipe", "tiny", "--input", corpus.store.url, *a_pool_that_grows)
     done, state = head.submit(*command)
     assert (done.returncode, state) == (0, "SUCCEEDED"), done.stdout + done.stderr
     assert "caption: 5 in = 3 accepted + 2 rejected + 0 failed (not_selected 2)" in done.stdout

@@ -31,6 +31,17 @@ def test_every_cluster_file_is_yaml_and_says_that_it_was_not_tried() -> None:
         assert "Not tried" in path.read_text()
 
 
+def test_jobs_find_a_group_with_gpus_and_one_without() -> None:
+    cluster = yaml.safe_load((CLUSTERS / "aws.yaml").read_text())
+    groups, head = cluster["available_node_types"], cluster["head_node_type"]
+    assert set(groups) == {head, "cpu", "gpu"}
+    assert groups[head]["resources"] == {"CPU": 0}, "no work on the head"
+    assert groups["gpu"]["node_config"]["InstanceType"].startswith("p")
+    assert groups["cpu"]["node_config"]["InstanceType"].startswith("c")
+    assert all(groups[name]["min_workers"] == 0 < groups[name]["max_workers"] for name in ("cpu", "gpu")), "what is not used costs nothing"
+    assert cluster["max_workers"] >= groups["cpu"]["max_workers"] + groups["gpu"]["max_workers"]
+
+
 def test_the_training_fits_the_nodes_that_are_asked_for(job: dict[str, Any]) -> None:
     spec = job["spec"]["rayClusterSpec"]
     [group] = spec["workerGroupSpecs"]

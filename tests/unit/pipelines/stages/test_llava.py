@@ -17,6 +17,7 @@ from pipelines.stages.captioner import Asked, Captioned, known_picture
 from pipelines.stages.llava import LlavaCaptioner, LlavaSettings, padded
 from pipelines.stages.llava_decoder import nucleus
 from tests.helpers import photographs
+from tests.hub_server import COMMIT, Hub, hub_server, use_hub
 from tests.tiny_models import tiny_llava
 
 torch = pytest.importorskip("torch")
@@ -221,6 +222,19 @@ def test_a_folder_that_is_not_whole_is_told_and_what_it_has_to_hold(folder: Path
     expected = r"expected config\.json, \*\.safetensors, and the files of processor and tokenizer.* is the folder complete\?"
     with pytest.raises(ValueError, match=rf"broken cannot be loaded as LLaVA \(.*{message}.*{expected}"):
         LlavaSettings(model=str(broken)).build().load()
+
+
+def test_a_hubs_model_says_what_its_folder_says_and_is_known_by_its_commit(folder: Path, captioner: LlavaCaptioner, tmp_path: Path,
+                                                                          pictures: list[np.ndarray],
+                                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    with hub_server(Hub({path.name: path.read_bytes() for path in folder.iterdir()})) as url:
+        use_hub(monkeypatch, url, tmp_path / "hub")
+        settings = LlavaSettings(model="owner/name", max_new_tokens=TOKENS)
+        assert settings.weights() == "owner/name@main"
+        there = settings.build(settings.weights())
+        there.load()
+    assert (there.identity.model, there.identity.revision) == ("owner/name", COMMIT)
+    assert there.describe(pictures[:1], [0]) == captioner.describe(pictures[:1], [0])
 
 
 def test_a_folder_that_is_not_there_and_a_gpu_that_is_not_there(folder: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from infra.storage import Entry, LocalStore, hash_folder
 from pipelines.stages import node_weights
 from pipelines.stages.weights import folder_identity, is_local, local_folder, local_model
-from tests.hub_server import Hub, hub_server
+from tests.hub_server import Hub, hub_server, use_hub
 
 
 @pytest.fixture
@@ -127,14 +127,9 @@ DATA = os.urandom(200_000)
 @pytest.fixture
 def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A hub on the loopback address, and an empty cache."""
-    from huggingface_hub import constants, file_download
-
     hub = Hub({"config.json": b"{}", "model.safetensors": DATA, "pytorch_model.bin": b"pickled code"})
     with hub_server(hub) as url:
-        for name, value in {"ENDPOINT": url, "HUGGINGFACE_CO_URL_TEMPLATE": url + "/{repo_id}/resolve/{revision}/{filename}",
-                            "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True}.items():
-            monkeypatch.setattr(constants, name, value)  # what HF_ENDPOINT and the others set at the start of a process
-        monkeypatch.setattr(file_download.time, "sleep", lambda _: None)  # between the client's own tries
+        use_hub(monkeypatch, url, tmp_path / "hub")
         yield hub
 
 
