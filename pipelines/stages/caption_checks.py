@@ -72,7 +72,7 @@ def find_fault(text: str, finish_reason: str, settings: CheckSettings) -> Fault 
         return Fault("empty", repr(shown))
     if len(words) > settings.max_words:
         return Fault("too_long", f"{len(words)} words, at most {settings.max_words} expected: {shown!r}")
-    odd = _odd_characters(text) if settings.plain_english else None
+    odd = _odd_characters(text) if settings.plain_english else _halves(text)
     if odd:
         return odd
     loop, share = longest_loop(words), repeated_share(words)
@@ -96,6 +96,12 @@ def _odd_characters(text: str) -> Fault | None:
         return Fault("control_characters", f"{len(control)} of them, the first {control[0]!r}, in {text[:SHOWN_CHARS]!r}")
     marks = MARKUP.search(text)
     return Fault("markup", f"{marks.group(0)[:40]!r} in: {text[:SHOWN_CHARS]!r}") if marks else None
+
+
+def _halves(text: str) -> Fault | None:
+    """Halves of characters (surrogates), which a server's JSON may hold and no table can: faults in every language."""
+    halves = [one for one in text if unicodedata.category(one) == "Cs"]
+    return Fault("control_characters", f"{len(halves)} of them, the first {halves[0]!r}, in {text[:SHOWN_CHARS]!r}") if halves else None
 
 
 def _foreign(text: str, words: list[str]) -> Fault | None:

@@ -45,13 +45,13 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return dataset
 
 
-def tracked(server: MlflowServer, job: str, folder: Path) -> tuple[Any, list[np.ndarray]]:
-    """(the run of a job on the server, its pictures as they come back from there)."""
+def tracked(server: MlflowServer, job: str, folder: Path, status: str = "FINISHED") -> tuple[Any, list[np.ndarray]]:
+    """(the run of a job that ended so on the server, its pictures as they come back from there)."""
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(tracking_uri=server.uri)
     experiment = client.get_experiment_by_name("pipelines")
-    [run] = client.search_runs([experiment.experiment_id], f"attributes.run_name = '{job}'")
+    [run] = client.search_runs([experiment.experiment_id], f"attributes.run_name = '{job}' and attributes.status = '{status}'")
     names = [file.path for file in client.list_artifacts(run.info.run_id, "images") if file.path.endswith(".png")]
     return run, [np.asarray(Image.open(client.download_artifacts(run.info.run_id, name, str(folder)))) for name in names]
 
@@ -59,7 +59,6 @@ def tracked(server: MlflowServer, job: str, folder: Path) -> tuple[Any, list[np.
 def assert_told(run: Any, made: Snapshot, work: int) -> None:
     """What a job cost and what became of its rows is on the server, as its snapshot has it."""
     told, ledger = run.data.metrics, made.ledger
-    assert run.info.status == "FINISHED"
     assert (told["rows/total"], told["rows/accepted"]) == (ledger.total, ledger.accepted)
     assert {name: told[f"reject_rate/{name}"] for name in ledger.rejected} == {n: c / ledger.total for n, c in ledger.rejected.items()}
     assert ledger.rejected, "no rate to look at"
@@ -102,6 +101,17 @@ def test_llava_on_ray_says_the_same_in_any_batch_and_tells_mlflow(corpus: Datase
     code, said = run(caption, capfd, *flags, changes=[*changes, "batch_size=1"])
     assert code == 0, said
     assert corpus.snapshot("captions").digest == snapshot.digest
+
+
+def test_a_job_that_stops_itself_is_a_failed_run_with_its_rates(corpus: Dataset, tmp_path: Path, mlflow_server: MlflowServer,
+                                                                capfd: pytest.CaptureFixture[str]) -> None:
+    code, said = run(caption, capfd, "--input", corpus.store.url, "--tracking", mlflow_server.uri,
+                     changes=["checks.min_words=500", "band.min_rows=1"])
+    assert code == 2
+    assert "100.0% of " in said
+    stopped, pictures = tracked(mlflow_server, "caption", tmp_path, "FAILED")
+    assert stopped.data.metrics["reject_rate/too_short"] > 0
+    assert pictures == []
 
 
 def test_what_cannot_be_set_up_ends_in_one_message(corpus: Dataset, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -82,6 +82,14 @@ def test_any_language_may_be_allowed() -> None:
     assert find_fault(german, "stop", CheckSettings(plain_english=False)) is None
 
 
+def test_half_a_character_is_a_fault_in_any_language() -> None:
+    for checks in (CHECKS, CheckSettings(plain_english=False)):
+        fault = find_fault("A lake under a red sky \ud83d with mountains behind it.", "stop", checks)
+        assert fault is not None
+        assert fault.reason == "control_characters"
+        assert fault.detail.encode()
+
+
 def test_a_hundred_kilobytes_take_no_time() -> None:
     start = time.monotonic()
     fault = find_fault("a lake and a mountain " * 5000, "stop", CHECKS)
