@@ -82,7 +82,9 @@ def _candidates(keys_N: NDArray[Any], head: NDArray[np.int64]) -> Iterator[tuple
     first = np.empty_like(order)
     first[order] = np.repeat(order[begins], np.diff(np.append(begins, len(order))))
     places = np.flatnonzero((first != np.arange(len(first))) & (head == np.arange(len(head))))
-    return zip(places.tolist(), first[places].tolist())
+    for low in range(0, len(places), AT_A_TIME):
+        some = places[low:low + AT_A_TIME]
+        yield from zip(some.tolist(), first[some].tolist())
 
 
 def _append(path: Path, values: NDArray[Any]) -> None:
