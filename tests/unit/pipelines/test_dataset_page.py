@@ -17,7 +17,7 @@ from pipelines import corpus_facts
 from pipelines.page.build import MOST_BYTES, build
 from pipelines.page.dataset import card, measure
 from pipelines.page.dataset.collect import collect, origin, shares
-from pipelines.page.dataset.content import DatasetPage, Limit
+from pipelines.page.dataset.content import DatasetPage, Limit, Share
 from pipelines.page.dataset.histogram import describe
 from pipelines.page.dataset.said import said_twice
 from pipelines.page.dataset.sample import Sample, evenly
@@ -196,7 +196,8 @@ def test_rejected_captions_stand_beside_their_pictures(dataset: Dataset, tmp_pat
     [first, *_] = tables["images"].shards
     source_id = copied.read(tables["images"].shards[first], ["source_id"])["source_id"][0].as_py()
     outcomes = [Outcome(source_id, "rejected", "refusal", HOSTILE), Outcome("other", "rejected", "not_selected", "")]
-    data = pa.Table.from_pylist([{"image_id": "i", "caption": "a dog", "engine": "e", "model": "", "clip_tokens": 4}])
+    said = [("A wooden house by a lake, with wooden boats.", 14), ("This photograph shows a wooden chair.", 90)]
+    data = pa.Table.from_pylist([{"image_id": "i", "caption": text, "engine": "e", "model": "", "clip_tokens": n} for text, n in said])
     ref = copied.commit(
         table="captions",
         version="1",
@@ -204,7 +205,7 @@ def test_rejected_captions_stand_beside_their_pictures(dataset: Dataset, tmp_pat
         key="k",
         data=data,
         outcomes=outcomes,
-        ledger=Ledger.of(3, 1, outcomes),
+        ledger=Ledger.of(4, 2, outcomes),
         inputs={},
         stage_version=1,
     )
@@ -213,6 +214,11 @@ def test_rejected_captions_stand_beside_their_pictures(dataset: Dataset, tmp_pat
     assert found is not None
     assert [(share.label, share.count) for share in found.rejected] == [("refusal", 1)]
     assert [one.note for one in found.refused] == [f"refusal: {HOSTILE}"]
+    assert found.words[0] == Share(label="wooden", count=2), "captions that have it; not how often they say it"
+    assert not {"this", "photograph", "with"} & {one.label for one in found.words}
+    assert found.tokens is not None
+    assert (sum(found.tokens.kept), sum(found.tokens.rejected)) == (1, 1), "one is longer than CLIP's window"
+    assert (found.twice.near, found.twice.compared) == (0, 2)
 
 
 def test_only_ingested(tmp_path: Path) -> None:
