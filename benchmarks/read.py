@@ -1,14 +1,20 @@
 #!/usr/bin/env python3
 """From shards to 512 px crops: ours beside pure decoding and beside other readers of the same images. Prints one JSON line.
 
-    python benchmarks/read.py [--images 192] [--rounds 7] [--photos FOLDER]
+    python benchmarks/read.py [--images 192] [--rounds 7] [--photos FOLDER] [--cores 1]
 
-One process, OpenCV and torch with one thread. Ours is `training.batches.Batches`: the exact, resumable global sequence over committed
-shards, with their hashes verified; its degradation and its mirroring are left out. It opens shards ahead in threads of its own: `per_cpu_s`
-counts the processor's time of all threads. `loader`: a torch DataLoader that reads the same Parquet files in batches of rows.
-`webdataset` (where it is installed): the same images in tar shards, read by that library. Both shuffle in a buffer of 64, call the same
-decoder and verify nothing. `decode` has all bytes in memory and does nothing but decode and crop. Each round goes once through all images,
-with nothing kept from the round before; sides are taken in turn, because rates drift. `first_s` is the time to the first sample.
+One process on one core, so that no side has more of the machine than another (`--cores 2` lends each a second one, which only threads
+of its own can use); OpenCV and torch with one thread.
+
+- `ours` is `training.batches.Batches`: the exact, resumable global sequence over committed shards, with their hashes verified; its
+  degradation and its mirroring are left out. It opens shards ahead in threads of its own.
+- `loader` is a torch DataLoader that reads the same Parquet files in batches of rows, `webdataset` (where it is installed) that library
+  on the same images in tar shards. Both shuffle in a buffer of 64, call the same decoder and verify nothing.
+- `decode` has the same files in memory and does nothing but decode and crop.
+
+Each round goes once through all images, with nothing kept from the round before; sides are taken in turn, because rates drift.
+`per_cpu_s` counts the processor's time of all threads, in which waiting and other processes do not show. `first_s` is the time to the
+first sample.
 """
 
 from __future__ import annotations
@@ -16,6 +22,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import platform
 import random
 import sys
@@ -146,11 +153,12 @@ def tars(folder: Path, seed: int) -> Iterator[Any]:
         yield images.crop(images.decode(sample["jpg"]).rgb_HWC, CROP_PX, u_y=chance.random(), u_x=chance.random())
 
 
-def decode(pictures: list[bytes], count: int) -> Iterator[Any]:
+def decode(files: list[bytes], seed: int) -> Iterator[Any]:
     from supir_model import images
 
-    for i in range(count):
-        yield images.crop(images.decode(pictures[i % len(pictures)]).rgb_HWC, CROP_PX)
+    chance = random.Random(seed)
+    for data in files:
+        yield images.crop(images.decode(data).rgb_HWC, CROP_PX, u_y=chance.random(), u_x=chance.random())
 
 
 def timed(samples: Iterator[Any]) -> tuple[dict[str, float], int]:
@@ -177,7 +185,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--images", type=int, default=192)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--photos", type=Path, default=ROOT / "examples" / "photos")
+    parser.add_argument("--cores", type=int, default=1)
     args = parser.parse_args(argv)
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
     sys.path.insert(0, str(ROOT))
     import cv2
     import torch
@@ -189,7 +199,8 @@ def main(argv: list[str]) -> int:
     taken: dict[str, list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as url, tempfile.TemporaryDirectory() as tar_folder:
         build(url, pictures, count)
-        sides |= {"decode": lambda _: decode(pictures, count), "ours": lambda seed: ours(url, count, seed)}
+        files = [commented(pictures[i % len(pictures)], i) for i in range(count)]
+        sides |= {"decode": lambda seed: decode(files, seed), "ours": lambda seed: ours(url, count, seed)}
         sides |= {"loader": lambda seed: loader(url, count, seed)}
         if importlib.util.find_spec("webdataset"):
             write_tars(Path(tar_folder), pictures, count)
@@ -201,7 +212,7 @@ def main(argv: list[str]) -> int:
                 if seed:  # the first round imports and warms up
                     taken.setdefault(name, []).append(took)
             print(f"round {seed} of {args.rounds}", file=sys.stderr, flush=True)
-    result: dict[str, object] = {"benchmark": "read", "images": count, "rounds": args.rounds}
+    result: dict[str, object] = {"benchmark": "read", "images": count, "rounds": args.rounds, "cores": args.cores}
     result |= {"cpu": platform.machine(), "torch": torch.__version__}
     result |= {"images_per_s": rates(taken, "wall", count), "ours_to": ratios(taken, "wall")}
     result |= {"images_per_cpu_s": rates(taken, "cpu", count), "ours_to_per_cpu_s": ratios(taken, "cpu")}

@@ -39,6 +39,7 @@ UPRIGHT = {  # EXIF orientation -> what turns the stored picture upright
 }
 MAGIC = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
 JPEG_END = b"\xff\xd9"
+TAIL_BYTES = 64  # looked at for it; cameras pad with zeros
 FOREIGN = {b"GIF8": "GIF", b"%PDF": "PDF", b"8BPS": "PSD", b"\xff\x0a": "JPEG XL", b"\0\0\0\x0cJXL ": "JPEG XL"}
 # what Pillow raises for hostile bytes, as found by mutating files (tests/unit/supir_model/test_images.py)
 PILLOW_ERRORS = (OSError, SyntaxError, ValueError, EOFError, TypeError, KeyError, IndexError, AttributeError,
@@ -79,12 +80,49 @@ class Decoded:
 # ---------------------------------------------------------------- bytes -> pixels
 
 
-def sniff(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageInfo:
+Encoded = bytes | memoryview
+"""A file's bytes; a view of them is read where it lies, without a copy."""
+
+
+class _Lying(io.RawIOBase):
+    """Bytes that lie elsewhere, as a file; `io.BytesIO` would copy them, unless they are `bytes`."""
+
+    def __init__(self, view: memoryview) -> None:
+        self._view, self._at = view.cast("B"), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + (0, self._at, len(self._view))[whence]
+        return self._at
+
+    def readinto(self, into: Any) -> int:
+        found = self._view[self._at : self._at + len(into)]
+        into[: len(found)] = found
+        self._at += len(found)
+        return len(found)
+
+
+def _file(data: Encoded) -> io.BytesIO | io.BufferedReader:
+    return io.BytesIO(data) if isinstance(data, bytes) else io.BufferedReader(_Lying(data))
+
+
+def _tail(data: Encoded) -> bytes:
+    """The last bytes without the zeros behind them."""
+    tail = bytes(data[-TAIL_BYTES:]).rstrip(b"\0")
+    return tail if len(tail) >= len(JPEG_END) else bytes(data).rstrip(b"\0")
+
+
+def sniff(data: Encoded, *, max_pixels: int = MAX_PIXELS) -> ImageInfo:
     """Reads the header alone: no pixel is decoded. Raises ImageError."""
     return _open(data, max_pixels)[1]
 
 
-def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Decoded:
+def decode(data: Encoded, *, max_pixels: int = MAX_PIXELS) -> Decoded:
     """Encoded bytes, hostile ones too, to an upright sRGB picture. Raises ImageError; the cap holds before decoding.
 
     Alpha is composited on white (choice: what a viewer of a web page sees). Grey becomes three equal channels, 16 bits
@@ -111,13 +149,13 @@ def _loaded(image: Image.Image) -> Image.Image:
     return _to_srgb(image)
 
 
-def _plain_jpeg(data: bytes, image: Image.Image, info: ImageInfo) -> np.ndarray | None:
+def _plain_jpeg(data: Encoded, image: Image.Image, info: ImageInfo) -> np.ndarray | None:
     """A whole sRGB JPEG in OpenCV: the same libjpeg-turbo and the same pixels as Pillow's, in 0.7 of its time and half of its memory.
 
     None for every other file, and for what OpenCV refuses: Pillow then decodes it, or says what is wrong with it.
     """
     srgb = info.colour_profile == NO_PROFILE or "sRGB" in info.colour_profile
-    if info.format != "JPEG" or image.mode != "RGB" or not srgb or not data.rstrip(b"\0").endswith(JPEG_END):
+    if info.format != "JPEG" or image.mode != "RGB" or not srgb or not _tail(data).endswith(JPEG_END):
         return None
     import cv2
 
@@ -125,17 +163,17 @@ def _plain_jpeg(data: bytes, image: Image.Image, info: ImageInfo) -> np.ndarray 
     return rgb_HWC if rgb_HWC is not None and rgb_HWC.shape == (info.height, info.width, 3) else None
 
 
-def _open(data: bytes, max_pixels: int) -> tuple[Image.Image, ImageInfo]:
+def _open(data: Encoded, max_pixels: int) -> tuple[Image.Image, ImageInfo]:
     if len(data) == 0:
         raise ImageError("empty", "the file has no bytes")
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(_file(data), formats=FORMATS)
         info = _read_info(image)
         several = _has_several_frames(image)
     except Image.DecompressionBombError as error:
         raise ImageError("too_many_pixels", f"{error} (the cap is {max_pixels:,})") from error
     except PILLOW_ERRORS as error:
-        raise _unreadable(data, error) from error
+        raise _unreadable(bytes(data), error) from error
     if info.width * info.height > max_pixels:
         found = f"{info.width} x {info.height} = {info.width * info.height:,} pixels"
         raise ImageError("too_many_pixels", f"{found}, the cap is {max_pixels:,}: raise max_pixels, or shrink it first")

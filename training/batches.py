@@ -76,15 +76,30 @@ class Recent(Generic[T]):
 
 
 class Rows:
-    """A shard's rows by image id; the last of several with one id."""
+    """A shard's rows by image id; the last of several with one id. Encoded images are views of Arrow's memory: no row copies them."""
 
     def __init__(self, table: pa.Table) -> None:
-        self._table = table.combine_chunks()  # bytes stay in Arrow's memory until a row is asked for
-        self._index = {image_id: i for i, image_id in enumerate(table.column("image_id").to_pylist())}
+        whole = table.combine_chunks()
+        lying = [name for name in whole.column_names if pa.types.is_binary(whole.column(name).type)]
+        self._views = {name: Views(whole.column(name).combine_chunks()) for name in lying}
+        self._plain = whole.drop_columns(lying).to_pylist()
+        self._index = {image_id: i for i, image_id in enumerate(whole.column("image_id").to_pylist())}
 
     def __getitem__(self, image_id: str) -> dict[str, Any]:
         i = self._index[image_id]
-        return {name: self._table.column(name)[i].as_py() for name in self._table.column_names}
+        return {**self._plain[i], **{name: views[i] for name, views in self._views.items()}}
+
+
+class Views:
+    """The values of a binary array where they lie (a scalar of Arrow's is a copy)."""
+
+    def __init__(self, array: pa.BinaryArray) -> None:
+        _, ends, data = array.buffers()
+        self._ends = np.frombuffer(ends, np.int32)[array.offset : array.offset + len(array) + 1]
+        self._data = memoryview(data if data is not None else b"")
+
+    def __getitem__(self, i: int) -> memoryview:
+        return self._data[self._ends[i] : self._ends[i + 1]]
 
 
 class SourceReader:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from hashlib import blake2b
 from itertools import accumulate
 
@@ -126,7 +126,7 @@ class LaneOrder:
     sizes: tuple[int, ...]
     window: int  # units that are shuffled together
 
-    @property
+    @cached_property
     def rows(self) -> int:
         """Rows of one epoch of the lane."""
         return sum(self.sizes)

@@ -18,14 +18,14 @@ class SizeIds(NamedTuple):
     target_width: int
 
 
-def upright_size(data: bytes) -> tuple[int, int]:
+def upright_size(data: images.Encoded) -> tuple[int, int]:
     """(height, width) of an encoded picture as it is seen; no pixel is decoded."""
     info = images.sniff(data)
     turned = info.orientation >= 5  # EXIF: rows and columns exchanged
     return (info.width, info.height) if turned else (info.height, info.width)
 
 
-def size_ids(data: bytes, short_side_px: int | None, crop_px: int, u_y: float, u_x: float, mirrored: bool) -> SizeIds:
+def size_ids(data: images.Encoded, short_side_px: int | None, crop_px: int, u_y: float, u_x: float, mirrored: bool) -> SizeIds:
     """Of the crop that `training.batches` takes of this picture with these draws."""
     height, width = upright_size(data)
     wanted = max(short_side_px or max(min(height, width), crop_px), crop_px)
