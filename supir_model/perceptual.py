@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, max_pool2d, relu
 
 BLOCKS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))  # torchvision's places of the convolutions, a pooling after each block
+CHANNELS = (64, 128, 256, 512, 512)  # of each block of VGG-16
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # LPIPS: from [-1, 1] to what VGG was trained on
 EPSILON = 1e-10  # LPIPS
 SMALLEST_PX = 2 ** (len(BLOCKS) - 1)
@@ -69,6 +70,17 @@ class PerceptualDistance(nn.Module):
 def _unit(x_BCHW: Tensor) -> Tensor:
     """Each pixel's features scaled to length 1."""
     return x_BCHW / (x_BCHW.square().sum(dim=1, keepdim=True).sqrt() + EPSILON)
+
+
+def unfilled_perceptual() -> PerceptualDistance:
+    """The distance in VGG-16's shapes with whatever numbers lie there: for counting, on fake or meta tensors."""
+    tensors, before = {}, 3
+    for block, channels in zip(BLOCKS, CHANNELS, strict=True):
+        for n in block:
+            tensors[f"features.{n}.weight"] = torch.empty(channels, before, 3, 3)
+            tensors[f"features.{n}.bias"] = torch.empty(channels)
+            before = channels
+    return PerceptualDistance(tensors).requires_grad_(False).eval()
 
 
 def load_perceptual(path: str | Path) -> PerceptualDistance:

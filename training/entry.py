@@ -34,6 +34,7 @@ def run(config: RunConfig, options: RunOptions) -> int:
     preflight.show(plan, f"train_{stage}", options)
     if options.dry_run:
         return 0
+    preflight.check_ports(config)
     preflight.check_output(config.output)
     check_tracking(options.tracking)
     with lease(store, f"train_{stage}"):

@@ -18,10 +18,7 @@ REDUCE_BUCKET = 500_000_000  # DeepSpeed's default: numbers of the buffer in whi
 
 
 def estimate(config: RunConfig, cut: Arithmetic) -> dict[str, float]:
-    """Bytes by part: frozen weights, trained weights, gradients, Adam's moments, DeepSpeed's buckets, moving average, activations.
-
-    The optional terms of stage 1 are not counted.
-    """
+    """Bytes by part: frozen weights, trained weights, gradients, Adam's moments, DeepSpeed's buckets, moving average, activations."""
     trained, frozen, kept = _networks(replace(config, engine=EngineOptions()), cut.micro_batch)
     sharded = config.engine.kind == "zero"
     share = cut.world if sharded else 1
@@ -65,11 +62,11 @@ def activations(step: torch.nn.Module, batch: dict[str, Any]) -> float:
     """Bytes that one forward pass keeps for the backward pass: every saved tensor once, the weights left out."""
     import torch
 
-    weights = {id(p.untyped_storage()) for p in step.parameters()}
+    buffers = {b.untyped_storage()._cdata for module in step._frozen if module is not None for b in module.buffers()}  # type: ignore
     kept: dict[int, torch.Tensor] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        if not isinstance(tensor, torch.nn.Parameter) and id(tensor.untyped_storage()) not in weights:
+        if not isinstance(tensor, torch.nn.Parameter) and tensor.untyped_storage()._cdata not in buffers:
             kept[tensor.untyped_storage()._cdata] = tensor  # held, so that no address is counted for two
         return tensor
 
@@ -99,6 +96,7 @@ def build_fake_step(config: RunConfig, preset: NetworkPreset, batch: int) -> tup
     import torch
 
     from supir_model.network import SupirAdaptor
+    from supir_model.perceptual import unfilled_perceptual
     from training.computing import prepare
     from training.step import AdaptorStep, EncoderStep
 
@@ -110,9 +108,20 @@ def build_fake_step(config: RunConfig, preset: NetworkPreset, batch: int) -> tup
     x_BCHW = torch.empty(batch, 3, crop, crop)
     pair: dict[str, Any] = {"x_gt_BCHW": x_BCHW, "x_lq_BCHW": x_BCHW}
     if isinstance(config, EncoderConfig):
-        step = EncoderStep(vae, preset.build_vae().encoder, loss=config.loss, latent_weight=config.latent_weight, bf16=half)
+        perceptual = unfilled_perceptual() if config.perceptual_weight else None
+        step = EncoderStep(
+            vae,
+            preset.build_vae().encoder,
+            loss=config.loss,
+            latent_weight=config.latent_weight,
+            bf16=half,
+            kl_weight=config.kl_weight,
+            perceptual_weight=config.perceptual_weight,
+            perceptual=perceptual,
+        )
         prepare(step, recompute)
-        return step, _count(vae), pair
+        fp32 = sum(b.numel() for b in perceptual.buffers()) if perceptual else 0  # whatever the precision of the others
+        return step, _count(vae) + fp32 * (2 if half else 1), pair
     assert isinstance(config, AdaptorConfig), f"no stage for a {type(config).__name__}"
     unet = _frozen(preset.build_unet(), dtype)
     text = (torch.empty(batch, TOKENS, preset.context_dim, dtype=dtype), torch.empty(batch, preset.pooled_dim, dtype=dtype))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from training.recipes import AdaptorConfig, Arithmetic, EncoderConfig, RunConfig
 GIB = 2**30
 LANES = (32, 16, 8, 4, 2, 1)
 SIZED_SHARDS = 4  # choice: shards are about equal
+PORTS, PORTS_A_WORKER = 32, 8  # choice: more than a local Ray and its workers were seen to listen on
 CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_FULL_URI")
 
 
@@ -152,6 +155,22 @@ def refuse_missing(plan: Plan) -> record.Record:
     if plan.warnings or plan.found is None:
         raise ValueError("cannot start: " + "; ".join(plan.warnings))
     return plan.found
+
+
+def check_ports(config: RunConfig) -> None:
+    """ValueError if a Ray of this command's own would not find the ports that its processes listen on."""
+    if config.launch.launcher != "ray" or os.environ.get("RAY_ADDRESS"):
+        return
+    wanted = PORTS + PORTS_A_WORKER * config.launch.workers
+    with ExitStack() as held:
+        for free in range(wanted):
+            try:
+                held.enter_context(socket.socket()).bind(("", 0))
+            except OSError as error:
+                raise ValueError(
+                    f"no free port: {free} could be taken of the {wanted} that Ray needs on this machine ({error.strerror}). End what "
+                    "holds them (ss -tlnp), widen net.ipv4.ip_local_port_range, or train without Ray: --set launch.launcher=local"
+                ) from error
 
 
 def check_output(url: str) -> None:

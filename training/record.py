@@ -54,7 +54,8 @@ def survey(config: RunConfig, *, captions: bool) -> Record:
     sources, digests = [], []
     for source in config.sources:
         dataset = Dataset(source.url)
-        wanted = ["images", *(["captions"] if captions else []), *(["selections"] if dataset.has("selections") else [])]
+        chosen = not source.negative or dataset.has("selections")  # negatives were made of pictures that had been selected
+        wanted = ["images", *(["selections"] if chosen else []), *(["captions"] if captions else [])]
         snapshots = {table: _snapshot(dataset, table, source) for table in wanted}
         if not snapshots["images"].rows:
             raise ValueError(f"{source.name}: {source.url} has no images: run ingest on it first")

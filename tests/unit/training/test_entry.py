@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,7 @@ import pytest
 from infra.storage import open_store
 from infra.tracking import read_metrics
 from tests.corpora import corpus, negatives, random_prior
-from tests.helpers import free_port
+from tests.helpers import ROOT, entry_env, free_port
 from training import checkpoint, replay, train_adaptor, train_encoder
 
 SMALL = ["--set", "launch.launcher=local", "--set", "engine.kind=plain", "--set", "batch.crop_px=32", "--set", "batch.short_side_px=48",
@@ -164,8 +167,28 @@ def test_what_cannot_start_says_why(place: Path, capsys: pytest.CaptureFixture[s
 
 def test_a_tracker_that_does_not_answer_stops_the_start(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert encoder(place, "untracked", "--tracking", f"http://127.0.0.1:{free_port()}") == 2
-    assert "MLflow" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "no MLflow server answers at http://127.0.0.1:" in error
+    assert "start it (`make mlflow`), correct --tracking" in error
     assert not (place / "untracked" / "run.json").exists()
+
+
+NO_PORTS = "echo '40000 40003' > /proc/sys/net/ipv4/ip_local_port_range"  # in a network of its own: four ports, for everybody in it
+
+
+@pytest.mark.skipif(
+    subprocess.run(["unshare", "-rn", "sh", "-c", NO_PORTS], capture_output=True, check=False).returncode != 0,
+    reason="a network of few ports is made in a namespace of its own, which this machine does not allow",
+)
+def test_a_machine_without_free_ports_is_told_before_ray_is_started(place: Path) -> None:
+    command = [sys.executable, str(ROOT / "training" / "train_encoder.py"), "--input", f"{place}/c", "--output", f"{place}/unheard"]
+    train = shlex.join([*command, "--set", f"prior={place}/prior"])
+    script = f"{NO_PORTS} && exec {train}"
+    done = subprocess.run(["unshare", "-rn", "sh", "-c", script], env=entry_env(), capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "no free port: 4 could be taken of the 48 that Ray needs on this machine (Address already in use)" in done.stderr
+    assert "--set launch.launcher=local" in done.stderr
+    assert not (place / "unheard").exists(), "nothing was begun"
 
 
 def test_shards_that_do_not_fit_into_memory_are_told_before_the_run(

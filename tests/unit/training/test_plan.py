@@ -234,6 +234,25 @@ def test_stage_one_is_counted_too() -> None:
     assert 0 < work.backward < 3 * work.forward
 
 
+VGG_FLOP = 2 * 15.3466e9  # convolutions of VGG-16 at 224 x 224, as published
+
+
+def test_the_optional_terms_of_stage_one_are_counted_too() -> None:
+    """VGG reads two pictures, and its gradient goes back to one; the divergence is no matrix product, and holds some latents."""
+    config = replace(encoder_tiny(), loss="frozen_encoder")
+    other = replace(config, perceptual_weight=0.1, kl_weight=1e-6)
+    work, more = flops.count(config), flops.count(other)
+    share = (config.batch.crop_px / 224) ** 2
+    assert more.forward - work.forward == pytest.approx(2 * VGG_FLOP * share, rel=1e-3)
+    assert more.backward - work.backward == pytest.approx(VGG_FLOP * share, rel=1e-3)
+    cut = batch_arithmetic(config.batch, 2)
+    without, with_them = memory.estimate(config, cut), memory.estimate(other, cut)
+    assert with_them["frozen"] - without["frozen"] == pytest.approx(4 * 14_714_688, rel=1e-3)  # VGG-16's convolutions, fp32
+    features = sum(channels * blocks / 4**i for i, (channels, blocks) in enumerate(((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))))
+    outputs = 4 * features * config.batch.crop_px**2 * cut.micro_batch  # of every convolution, of one picture
+    assert outputs < with_them["activations"] - without["activations"] < 4 * outputs
+
+
 def test_recomputation_trades_work_for_memory() -> None:
     config = encoder_tiny()
     cut = batch_arithmetic(config.batch, 2)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from infra.dataset import NoSuchTable
+from infra.dataset import Dataset, NoSuchTable
 from tests.corpora import corpus
+from tests.helpers import commit_table
 from training import record
 from training.recipes import adaptor_tiny, encoder_tiny
 
@@ -39,7 +40,13 @@ def test_steps_are_free_only_where_the_learning_rate_does_not_follow_them(tmp_pa
         record.begin_or_continue(config.output, record.survey(replace(config, steps=90), captions=False))
 
 
-def test_a_missing_table_names_the_job_that_writes_it(tmp_path: Path) -> None:
-    config = replace(adaptor_tiny(), input=str(tmp_path / "nothing"), negatives_weight=0.0)
-    with pytest.raises(NoSuchTable, match=r"photographs.*pipelines/ingest.py"):
+@pytest.mark.parametrize(("there", "missing", "job"), [(0, "images", "ingest"), (1, "selections", "curate"), (2, "captions", "caption")])
+def test_a_missing_table_names_the_job_that_writes_it(tmp_path: Path, there: int, missing: str, job: str) -> None:
+    """Without a selection nothing is trained on: what was never looked at is not taken for good."""
+    whole = Dataset(corpus(tmp_path / "whole", photos=1))
+    part = Dataset(str(tmp_path / "part"))
+    for table in ("images", "selections", "captions")[:there]:
+        commit_table(part, table, [whole.read(ref) for ref in whole.snapshot(table).shards.values()])
+    config = replace(adaptor_tiny(), input=part.store.url, negatives_weight=0.0)
+    with pytest.raises(NoSuchTable, match=rf"photographs: .* no published table '{missing}'; .*\(python pipelines/{job}\.py\)"):
         record.survey(config, captions=True)
