@@ -126,6 +126,13 @@ def test_a_checkpoint_of_another_network_is_refused(place: Path, capsys: pytest.
     assert "'tiny'" in error
 
 
+def test_a_prior_of_another_network_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert encoder(place, "other", "--set", "network=sdxl_paper") == 2
+    error = capsys.readouterr().err
+    assert "prior is a prior of network 'tiny', this run trains 'sdxl_paper': choose another prior, or --set network=" in error
+    assert not checkpoint.steps(open_store(f"{place}/other"))
+
+
 def test_the_printed_loss_trains_with_a_warning(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert encoder(place, "paper", "--set", "loss=paper") == 0
     assert "a constant encoder minimises it" in capsys.readouterr().out
