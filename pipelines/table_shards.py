@@ -189,8 +189,7 @@ def _digest(table: TableFile, batch: pa.Table, options: TableOptions) -> str:
     """Of the addresses; of pictures in a table, which are not read here, of the file's size."""
     total = hashlib.sha256(options.digest().encode())
     if _has_addresses(table, batch):
-        urls = pc.fill_null(batch.column("url").combine_chunks(), "")
-        total.update(pc.binary_join(pa.ListArray.from_arrays(pa.array([0, len(urls)], pa.int32()), urls), "\0")[0].as_buffer())
+        total.update("\0".join(url or "" for url in batch.column("url").to_pylist()).encode())
     else:
         total.update(f"{table.size_bytes} {table.rows}".encode())
     return total.hexdigest()[:16]

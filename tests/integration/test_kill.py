@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,14 +17,14 @@ from infra.storage import StorageError
 from pipelines.runtime import cluster, job
 from pipelines.runtime.cluster import WorkerOptions
 from tests.helpers import S3Server, images_dataset, photographs, wait_until
-from tests.toys import OPTIONS, Measure, run_here
+from tests.toys import OPTIONS, Measure, Traced, run_here
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
 
-def run_on_ray(stage: Measure, dataset: Dataset, images: Snapshot, workers: int = 2) -> Snapshot:
+def run_on_ray(stage: Measure, dataset: Dataset, images: Snapshot, workers: int = 2, cpus: float = 0.5) -> Snapshot:
     snapshot = job.run_stage(stage, source=dataset, inputs={"images": images}, output=dataset, options=OPTIONS,
-                             workers=WorkerOptions(workers=workers, cpus=0.5))
+                             workers=WorkerOptions(workers=workers, cpus=cpus))
     assert snapshot is not None, "only a dry run returns nothing"
     return snapshot
 
@@ -100,6 +101,31 @@ def test_a_job_on_s3_whose_actors_and_server_are_killed(s3: str, s3_server: S3Se
         assert snapshot.digest == undisturbed.digest
         assert snapshot.ledger == undisturbed.ledger
         assert dataset.snapshot("scores") == snapshot
+
+
+@pytest.mark.chaos
+def test_a_node_that_joins_a_running_job_takes_shards(undisturbed: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    from ray.cluster_utils import Cluster
+
+    dataset, images = images_dataset(str(tmp_path / "corpus"), photographs(6), per_shard=1)
+    traces = tmp_path / "traces"
+    traces.mkdir()
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 10**8})
+    stage = Traced(threshold=200, delay_s=4, traces=str(traces))
+    snapshots = []
+    try:
+        monkeypatch.setenv("RAY_ADDRESS", nodes.address)
+        with cluster.connection(), meanwhile(lambda: snapshots.append(run_on_ray(stage, dataset, images, cpus=1))):
+            wait_until(lambda: bool(list(traces.iterdir())), "the first shard")
+            joined = nodes.add_node(num_cpus=1, object_store_memory=10**8).all_processes["raylet"][0].process.pid
+    finally:
+        nodes.shutdown()
+    shards_of = Counter(int(path.name.split(".")[0]) for path in traces.iterdir())
+    assert len(shards_of) == 2, f"one node did all: {shards_of}"
+    assert shards_of[joined] >= 1
+    assert (snapshots[0].digest, snapshots[0].ledger) == (undisturbed.digest, undisturbed.ledger)
+    assert shards_of.total() == 6, "no shard was done twice"
 
 
 def test_on_a_local_ray(undisturbed: Snapshot, tmp_path: Path, capfd: pytest.CaptureFixture[str],
