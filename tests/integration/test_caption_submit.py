@@ -105,15 +105,12 @@ def test_a_submitted_job_succeeds_and_a_second_one_finds_nothing_to_do(head: Hea
     assert corpus.snapshot("captions") == snapshot
 
 
-@pytest.mark.parametrize(("flags", "message"), [
-    (("--recipe", "llava13b"), "caption: unknown recipe 'llava13b': did you mean 'llava_13b'?"),
-    (("--recipe", "llava_13b", "--set", "captioner.model=/nowhere/llava"), "caption: no folder of weights at '/nowhere/llava'"),
-])
-def test_a_job_that_cannot_run_is_failed_and_says_why(head: Head, corpus: Dataset, flags: tuple[str, ...], message: str) -> None:
+def test_a_job_that_cannot_run_is_failed_and_says_why(head: Head, corpus: Dataset) -> None:
+    flags = ("--recipe", "llava_13b", "--set", "captioner.model=/nowhere/llava")
     done, state = head.submit("python", "pipelines/caption.py", "--input", corpus.store.url, *flags)
     assert state == "FAILED"
     assert done.returncode != 0
-    assert message in done.stdout
+    assert "caption: no folder of weights at '/nowhere/llava'" in done.stdout
     assert "Traceback" not in done.stdout
 
 
