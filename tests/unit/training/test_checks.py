@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from infra.storage import LocalStore, open_store
 from training import checks
@@ -42,6 +45,25 @@ def test_a_gpu_that_was_asked_for_and_is_not_there() -> None:
     asked = replace(config, launch=replace(config.launch, gpus_per_worker=1))
     with pytest.raises(ValueError, match=r"worker 0 on .*torch sees no GPU: .*launch\.gpus_per_worker=0"):
         checks.check_device(asked, ALONE)
+
+
+def peer(store: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=1, world_size=2)
+    os._exit(0)  # it has joined, and is gone
+
+
+def test_workers_that_cannot_sum(tmp_path: Path) -> None:
+    """A real group of two, of which one leaves before the sum."""
+    other = multiprocessing.get_context("fork").Process(target=peer, args=(f"{tmp_path}/group",))
+    other.start()
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=2)
+    try:
+        other.join()
+        with pytest.raises(ValueError, match=r"worker 0 on .*: gloo cannot sum over 2 workers .*set GLOO_SOCKET_IFNAME to the interface"):
+            checks.check_group(replace(ALONE, world=2))
+    finally:
+        dist.destroy_process_group()
+    checks.check_group(ALONE)
 
 
 def test_storage_that_takes_and_gives_leaves_nothing(tmp_path: Path) -> None:

@@ -59,15 +59,31 @@ def test_an_adaptor_is_trained_on_that_encoder_and_can_be_loaded(place: Path, ca
     tracking = f"sqlite:///{place}/mlflow.db"
     assert adaptor(place, "a", "--tracking", tracking, *(word for option in options for word in ("--set", option))) == 0
     assert "validation/psnr_restored" in capsys.readouterr().out
-    run_id = json.loads((place / "a" / "tracker.json").read_text())["run_id"]
-    logged = read_metrics(tracking, run_id)
-    assert {"error", "loss", "validation/psnr_restored", "validation/loss/t937"} <= set(logged)
-    shares = [mfu / rate for (_, mfu), (_, rate) in zip(logged["mfu"], logged["images_per_s"], strict=True)]
-    assert shares == [pytest.approx(shares[0])] * 4, "MFU goes with images/s (its closed form: test_utilisation.py)"
+    what_the_tracker_has(tracking, json.loads((place / "a" / "tracker.json").read_text())["run_id"], place / "a")
     components = load_components(place / "prior")
     trained = load_adaptor(place / "a" / "adaptor", components.unet)
     assert any(bool(p.detach().any()) for name, p in trained.named_parameters() if "hint" in name), "zero convolutions have moved"
     load_encoder(place / "e2" / "encoder", components.vae)
+
+
+def what_the_tracker_has(uri: str, run_id: str, run: Path) -> None:
+    """Of four steps of four images: every curve over images seen, pictures, and where the checkpoints lie."""
+    from mlflow.tracking import MlflowClient
+
+    logged, client = read_metrics(uri, run_id), MlflowClient(uri)
+    for name in ("step", "loss", "error", "lr", "grad_norm", "images_per_s", "mfu", "data_wait_share", "memory_mb"):
+        assert [seen for seen, _ in logged[name]] == [4, 8, 12, 16], name
+    assert [seen for seen, _ in logged["save_stall_s"]] == [8, 16]
+    assert any(name.startswith("loss_t") for name in logged)
+    assert {"validation/psnr_restored", "validation/loss", "validation/loss/t062", "validation/loss/t937"} <= set(logged)
+    shares = [mfu / rate for (_, mfu), (_, rate) in zip(logged["mfu"], logged["images_per_s"], strict=True)]
+    assert shares == [pytest.approx(shares[0])] * 4, "MFU goes with images/s (its closed form: test_utilisation.py)"
+    assert any("degraded_restored_original" in one.path for one in client.list_artifacts(run_id, "images"))
+    manifests = {one.path for one in client.list_artifacts(run_id, checkpoint.FOLDER)}
+    assert manifests == {checkpoint.manifest_key(2), checkpoint.manifest_key(4)}
+    kept = client.get_run(run_id).data
+    assert kept.tags["checkpoint"] == f"{run}/{checkpoint.manifest_key(4)}"
+    assert kept.params["batch.timestep.kind"] == "cubic", "the whole configuration, field by field"
 
 
 def test_a_run_that_is_cut_continues_with_equal_weights(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,9 +149,16 @@ def test_a_prior_of_another_network_is_refused(place: Path, capsys: pytest.Captu
     assert not checkpoint.steps(open_store(f"{place}/other"))
 
 
-def test_the_printed_loss_trains_with_a_warning(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert encoder(place, "paper", "--set", "loss=paper") == 0
-    assert "a constant encoder minimises it" in capsys.readouterr().out
+def test_the_printed_loss_trains_with_a_warning_and_its_alarms_are_said_and_logged(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tracking = f"sqlite:///{place}/mlflow.db"
+    assert encoder(place, "paper", "--set", "loss=paper", "--set", "alarm_mean=0", "--tracking", tracking) == 0
+    out = capsys.readouterr().out
+    assert "a constant encoder minimises it" in out
+    assert "alarm at step 1: decoded mean" in out
+    run_id = json.loads((place / "paper" / "tracker.json").read_text())["run_id"]
+    assert read_metrics(tracking, run_id)["alarm"] == [(seen, 1.0) for seen in (4, 8, 12, 16)]
 
 
 @pytest.mark.parametrize("entry", [train_encoder, train_adaptor])
