@@ -5,6 +5,7 @@ before commits are read, so what is committed meanwhile is seen). A takedown mak
 job that is reading the old file at that moment stops with a message, and the same command continues.
 
 A takedown of a picture reaches every source that gave the same bytes, and of a derived picture (a negative sample) its parent counts.
+What has "://" in it is the address of a picture, or of its page: it stands for whatever came from there, and for what is listed later.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ DATA_FILE = re.compile(r"[^/]+/[^/]+\.[0-9a-f]{16}(\.outcomes)?\.(parquet|tar)")
 MARKER = re.compile(r"attempts/.+\.json")
 UNFINISHED = re.compile(r"(.*/)?\.[^/]+" + re.escape(TEMPORARY))  # what Store.create leaves behind when it is killed
 ID_COLUMNS = ("image_id", "source_id", "parent_image_id")
+ADDRESS_COLUMNS = ("source_url", "url")
 TAKEN_DOWN = "taken_down"
 
 
@@ -91,8 +93,8 @@ def take_down(dataset: Dataset, asked: frozenset[str], why: str, *, grace: timed
 
 
 def reach(dataset: Dataset, ids: frozenset[str]) -> frozenset[str]:
-    """The ids, and those of every image and source that shares a picture with them."""
-    found = set(ids)
+    """The ids and addresses, and the ids of every image and source that came from there or shares a picture with them."""
+    found = ids | from_addresses(dataset, frozenset(one for one in ids if is_address(one)))
     while True:
         before = len(found)
         for ref, _ in commits(dataset):
@@ -100,7 +102,22 @@ def reach(dataset: Dataset, ids: frozenset[str]) -> frozenset[str]:
             for row in rows.filter(_matches(rows, found)).to_pylist() if rows is not None else ():
                 found |= set(row.values())
         if len(found) == before:
-            return frozenset(found)
+            return found
+
+
+def is_address(asked: str) -> bool:
+    """Whether it is no id, but where a picture came from."""
+    return "://" in asked
+
+
+def from_addresses(dataset: Dataset, addresses: frozenset[str]) -> frozenset[str]:
+    """The sources that have one of these addresses, fetched or only listed."""
+    found: set[str] = set()
+    for ref, _ in commits(dataset) if addresses else ():
+        rows = _columns(dataset, ref, ("source_id", *ADDRESS_COLUMNS)) if ref.table in ("images", "inputs") else None
+        if rows is not None:
+            found |= set(rows.filter(_matches(rows, addresses, ADDRESS_COLUMNS)).column("source_id").to_pylist())
+    return frozenset(found)
 
 
 def hits(dataset: Dataset, ids: frozenset[str], grace: timedelta = GRACE) -> list[Hit]:
@@ -181,10 +198,10 @@ def _has_bytes(dataset: Dataset, ref: ShardRef) -> bool:
         return False
 
 
-def _matches(rows: pa.Table, ids: Iterable[str]) -> pa.Array:
+def _matches(rows: pa.Table, ids: Iterable[str], names: Iterable[str] = ID_COLUMNS) -> pa.Array:
     wanted = pa.array(sorted(ids), pa.string())
     mask = pa.array([False] * rows.num_rows, pa.bool_())
-    for name in ID_COLUMNS:
+    for name in names:
         if name in rows.column_names:
             mask = pc.or_(mask, pc.is_in(rows.column(name).combine_chunks(), value_set=wanted))
     return mask

@@ -2,7 +2,7 @@
 """Remove what must not or need not stay in a dataset: pictures that were taken down, and files that no commit names.
 
     python pipelines/gc.py --input corpus/ --dry-run
-    python pipelines/gc.py --input corpus/ --set 'take_down=["<image_id or source_id>"]' --set why="asked for by the author"
+    python pipelines/gc.py --input corpus/ --set 'take_down=["<image_id, source_id or address>"]' --set why="asked for by the author"
     python pipelines/gc.py --input export/ --set takedowns_of=corpus/
 
 From the moment an id is on the list no job lets it out; this job removes the bytes. Run `curate`, `caption` and `export` again
@@ -24,6 +24,7 @@ from infra import gc
 from infra.config import RunOptions, run_entry
 from infra.dataset import Dataset
 from pipelines.recipes.gc import RECIPES, GcConfig
+from pipelines.web.secrets_in_urls import redact
 
 
 def main(argv: list[str]) -> int:
@@ -37,7 +38,11 @@ def run(config: GcConfig, options: RunOptions) -> int:
     dataset.store.check(write=not options.dry_run)
     if not dataset.tables():
         raise ValueError(f"{dataset.store.url} holds no dataset: expected a folder with commits/; give --input the dataset's address")
-    asked = frozenset({*config.take_down, *dataset.takedowns(), *(Dataset(config.takedowns_of).takedowns() if config.takedowns_of else ())})
+    now = frozenset(redact(one) if gc.is_address(one) else one for one in config.take_down)
+    asked = now | dataset.takedowns() | (Dataset(config.takedowns_of).takedowns() if config.takedowns_of else frozenset())
+    for one in sorted(filter(gc.is_address, now)):
+        if not gc.from_addresses(dataset, frozenset({one})):
+            print(f"gc: nothing here came from {one}: it stays on the list, for what may be listed later", flush=True)
     found = gc.take_down(dataset, asked, config.why or "no reason was given", grace=grace, dry_run=options.dry_run)
     for hit in found:
         print(f"gc: {hit.ref.table} shard {hit.ref.shard} (version {hit.ref.version}) held what was taken down: {hit.ref.path}")

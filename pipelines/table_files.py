@@ -121,7 +121,7 @@ def image_column(schema: pa.Schema, asked: str, key: str) -> str:
         name = _find(schema.names, asked, "image", key)
         if not _holds_bytes(schema.field(name).type):
             raise UnusableTable("unknown_schema", f"{key}: column {name!r} is {schema.field(name).type}, expected binary or a struct with "
-                                                  "binary `bytes`")
+                                                  "binary `bytes`: name the column of the pictures with --set columns.image=…")
         return name
     lower = {name.lower(): name for name in reversed(schema.names)}
     found = [lower[name] for name in USUAL["image"] if name in lower and _holds_bytes(schema.field(lower[name]).type)]

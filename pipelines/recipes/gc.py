@@ -11,7 +11,7 @@ class GcConfig:
     """`input` is any dataset: a corpus, negatives, an export, restorations."""
 
     input: str
-    take_down: tuple[str, ...] = ()  # image ids or source ids to take down now
+    take_down: tuple[str, ...] = ()  # image ids (sha256 of the bytes), source ids or addresses to take down now
     why: str = ""  # kept with the list of ids
     takedowns_of: str = ""  # another dataset whose takedowns count here too: the corpus of an export or of negatives
     grace_h: float = 24.0  # infra.gc.GRACE: files younger than this are left alone

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +19,7 @@ from infra.ledger import Ledger, Outcome
 from pipelines import corpus_facts
 from pipelines.page.build import MOST_BYTES, build
 from pipelines.page.dataset import card, measure
-from pipelines.page.dataset.collect import collect, origin, shares
+from pipelines.page.dataset.collect import collect, origin, removed, shares
 from pipelines.page.dataset.content import DatasetPage, Limit, Share
 from pipelines.page.dataset.histogram import describe
 from pipelines.page.dataset.said import said_twice
@@ -144,6 +147,16 @@ def test_what_is_said_twice_is_found_in_the_whole_table(tmp_path: Path) -> None:
     assert (whole.near, whole.compared) == (2, 5)
     assert [(one.label, one.count) for one in whole.groups] == [(said[0][0], 2)]
     assert (part.near, part.groups, part.compared) == (0, [], 1)
+
+
+def test_what_was_removed_is_named(page: DatasetPage) -> None:
+    fates = {"a": {"reason": "contaminated", "value": "DIV2K/0801.png"}, "b": {"reason": "taken_down", "value": ""},
+             "c": {"reason": "taken_down", "value": ""}, "d": {"reason": "too_small", "value": "12"}}
+    found = removed(cast(Sample, SimpleNamespace(fates=fates)))
+    assert [(one.label, one.count) for one in found] == [("taken_down", 2), ("contaminated: DIV2K/0801.png", 1)]
+    text = build(replace(page, removed=found))
+    assert "DIV2K/0801.png" in text
+    assert "taken_down" in text
 
 
 def test_a_large_dataset_is_sampled_and_says_so(dataset: Dataset) -> None:

@@ -147,6 +147,48 @@ def test_a_takedown_reaches_selection_export_and_the_bytes(photos: Path, tmp_pat
     assert victim["image_id"] not in exported
 
 
+def test_an_address_is_taken_down_with_all_that_came_or_will_come_from_there(photos: Path, tmp_path: Path, here: list[str],
+                                                                             capsys: pytest.CaptureFixture[str]) -> None:
+    first, second, *_ = sorted(path.name for path in photos.iterdir())
+    (photos / "photos.csv").write_text(f"file,source_url\n{first},https://example.org/a\n{second},https://example.org/b\n")
+    corpus = tmp_path / "c"
+    dataset = ingested(photos, corpus)
+    data = (photos / first).read_bytes()
+    run(gc, "--input", corpus, "--set", 'take_down=["https://user:hunter2@example.org/a", "https://example.org/never?token=hunter2"]')
+    assert "nothing here came from https://example.org/never?token=REDACTED: it stays on the list" in capsys.readouterr().out
+    assert not any(data in path.read_bytes() or b"hunter2" in path.read_bytes() for path in corpus.rglob("*") if path.is_file())
+    assert len(table(dataset, "images")) == 6
+    later = tmp_path / "later"
+    later.mkdir()
+    (later / "new.png").write_bytes(shrunk(photographs(8)[7], 96))
+    (later / "photos.csv").write_text("file,source_url\nnew.png,https://example.org/a\n")
+    run(ingest, "--input", later, "--output", corpus)
+    assert len(table(dataset, "images")) == 6
+    assert dataset.snapshot("images").ledger.rejected == {"taken_down": 2}
+
+
+def test_a_clock_that_went_back_changes_nothing(photos: Path, tmp_path: Path, here: list[str]) -> None:
+    dataset = ingested(photos, tmp_path / "c")
+    before = [curated(tmp_path / "c").snapshot(name) for name in ("inputs", "images", "scores", "selections")]
+    for path in [*photos.iterdir(), *(tmp_path / "c").rglob("*")]:
+        os.utime(path, (4e9, 4e9))  # all that there is was written in the year 2096
+    here.clear()
+    ingested(photos, tmp_path / "c")
+    curated(tmp_path / "c")
+    assert here == []
+    assert [dataset.snapshot(name) for name in ("inputs", "images", "scores", "selections")] == before
+    (photos / "more.png").write_bytes(shrunk(photographs(8)[7], 96))
+    assert len(table(ingested(photos, tmp_path / "c"), "images")) == 8, "and what is new is found"
+
+
+def test_a_count_that_is_not_the_expected_one_is_told(photos: Path, tmp_path: Path, here: list[str],
+                                                      capsys: pytest.CaptureFixture[str]) -> None:
+    ingested(photos, tmp_path / "c", "--set", "expected_rows=7")
+    assert "is the source whole" not in capsys.readouterr().out
+    ingested(photos, tmp_path / "c", "--set", "expected_rows=8")
+    assert "7 rows, this recipe expects about 8: is the source whole?" in capsys.readouterr().out
+
+
 def test_an_export_can_be_ingested_and_gives_the_same_pictures(photos: Path, tmp_path: Path, here: list[str]) -> None:
     corpus, out, back = tmp_path / "c", tmp_path / "e", tmp_path / "b"
     (photos / "photos.csv").write_text("file,licence,attribution\n" + "".join(f"{p.name},CC0-1.0,Ada\n" for p in photos.glob("*.png")))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from infra.dataset import Dataset
-from pipelines import inputs_table
+from pipelines import inputs_table, table_shards
 from pipelines.inputs_table import ShardLimits, group
 from pipelines.sources import Source
+from pipelines.table_files import Columns
+from pipelines.table_shards import TableOptions
 
 LIMITS = ShardLimits(rows=2)
 
@@ -78,6 +82,25 @@ def test_of_two_drivers_with_different_listings_none_loses_or_repeats_a_source(t
     found = Counter(one for ref in snapshot.shards.values() for one in inputs_table.source_ids(dataset, ref))
     assert set(found.values()) == {1}
     assert sum(found.values()) == 9
+
+
+def test_the_driver_holds_a_few_pieces_of_a_table_at_a_time(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("url\n" + "".join(f"http://example.org/{i}.jpg\n" for i in range(20_000)))
+    source = Source(str(tmp_path / "list.csv"), tables_too=True)
+    list(source.items())
+    dataset, alive, most = Dataset(str(tmp_path / "ds")), weakref.WeakValueDictionary[int, inputs_table.Piece](), 0
+    options = TableOptions(columns=Columns(), wanted=inputs_table.Wanted(), limits=ShardLimits(rows=100), expected_bytes=1)
+
+    def watched() -> Iterator[inputs_table.Piece]:
+        nonlocal most
+        for number, piece in enumerate(table_shards.pieces(dataset, source, "list", options)):
+            alive[number] = piece
+            most = max(most, len(alive))
+            yield piece
+
+    assert inputs_table.append_tables(dataset, watched())
+    assert inputs_table.publish(dataset).rows == 20_000
+    assert 1 < most <= 2 * inputs_table.COMMITTERS + 2, f"{most} of 200 pieces were held"
 
 
 def test_a_source_has_its_name_or_its_address_in_its_ids() -> None:

@@ -114,7 +114,10 @@ def test_tables_that_cannot_be_used_are_told(columns: Any, flags: Any, told: str
                                              capsys: pytest.CaptureFixture[str]) -> None:
     table = parquet(tmp_path / "list.parquet", **columns)
     run("--input", table, "--output", tmp_path / "ds", *WEB, *flags, expect=2)
-    assert told in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "list.parquet" in error
+    assert told in error
+    assert "--set columns." in error or "did you mean" in error, "what to do"
 
 
 def test_nobody_asks_without_a_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
