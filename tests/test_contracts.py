@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,14 @@ def test_a_framework_is_touched_in_its_own_place_alone(module: str) -> None:
     wrong = [f"{file} imports {name}" for file in sources() for name in imports(file)
              if name.split(".")[0] == module and not file.startswith(ONLY_IN[module])]
     assert not wrong, wrong
+
+
+def test_stages_do_not_import_each_other_in_circles() -> None:
+    """Also not for types alone, or later: what two of them share stands in a module of its own."""
+    files = {file.removesuffix(".py").replace("/", "."): file for file in sources() if file.startswith("pipelines/stages/")}
+    graph = {module: {one for name in imports(file) for one in (name, name.rpartition(".")[0]) if one in files}
+             for module, file in files.items()}
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
 def test_nothing_imports_the_tests() -> None:
