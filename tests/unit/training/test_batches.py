@@ -18,7 +18,7 @@ from infra.holdout import is_held_out
 from tests.corpora import NEGATIVE, corpus, negatives
 from tests.helpers import commit_table
 from training import record, sequence
-from training.batches import Batches, Recent, Sample, prefetch
+from training.batches import Batches, Recent, Rows, Sample, prefetch
 from training.recipes import AdaptorConfig, adaptor_tiny
 
 
@@ -199,6 +199,16 @@ def test_prefetch_keeps_the_order_and_hands_over_errors() -> None:
     values = prefetch(lambda n: 1 // (3 - n), 0, 9, ahead=2)
     with pytest.raises(ZeroDivisionError):
         list(values)
+
+
+def test_rows_are_views_of_the_table() -> None:
+    table = pa.table({"image_id": [f"i{k}" for k in range(9)], "bytes": [bytes([k]) * k for k in range(9)], "parent_image_id": [None] * 9})
+    for part in (table, table.slice(2, 5), pa.concat_tables([table.slice(7), table.slice(0, 3)])):
+        rows = Rows(part)
+        for expected in part.to_pylist():
+            found = rows[expected["image_id"]]
+            assert isinstance(found["bytes"], memoryview)
+            assert {**found, "bytes": bytes(found["bytes"])} == expected
 
 
 def test_recent_keeps_what_fits() -> None:
