@@ -6,6 +6,7 @@ import faulthandler
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -152,8 +153,10 @@ def worker(rank: int, world: int, port: int, folder: str, cases: list[Case]) -> 
 
 
 def spawn(world: int, folder: Path, *cases: Case) -> None:
-    """The cases one after the other in one group of gloo workers."""
-    torch.multiprocessing.spawn(worker, args=(world, free_port(), str(folder), list(cases)), nprocs=world)
+    """The cases one after the other in one group of gloo workers: forks of a process that has imported everything and done nothing."""
+    get_context("forkserver").set_forkserver_preload([__name__, "training.engines.zero", "training.step", "supir_model.encoder"])
+    workers = (world, free_port(), str(folder), list(cases))
+    torch.multiprocessing.start_processes(worker, args=workers, nprocs=world, start_method="forkserver")
 
 
 def results_in(folder: Path) -> dict[str, Any]:

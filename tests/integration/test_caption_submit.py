@@ -1,4 +1,4 @@
-"""`ray job submit` of pipelines/caption.py against a head that the test starts: the state of the job, the exit code, the table."""
+"""`ray job submit` of a job and of a training against a head that the test starts: the state of the job, the exit code, what is left."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ import pyarrow as pa
 import pytest
 
 from infra.dataset import Dataset
+from tests import corpora
 from tests.helpers import ROOT, answers, commit_table, entry_env, images_dataset, kill_group, photographs, wait_until
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(420)]
@@ -112,6 +113,18 @@ def test_a_job_that_cannot_run_is_failed_and_says_why(head: Head, corpus: Datase
     assert done.returncode != 0
     assert "caption: no folder of weights at '/nowhere/llava'" in done.stdout
     assert "Traceback" not in done.stdout
+
+
+def test_a_submitted_training_ends_with_weights(head: Head, tmp_path: Path) -> None:
+    """Ray Train on the cluster that the job runs on: no Ray of its own, the code from the job's working directory."""
+    data, prior = corpora.corpus(tmp_path / "c", photos=4, side_px=96), corpora.random_prior(tmp_path / "prior")
+    sizes = {"launch.workers": 1, "steps": 2, "batch.crop_px": 32, "batch.short_side_px": 48, "batch.global_batch": 2,
+             "batch.micro_batch": 2, "validation.images": 1, "prior": prior}  # fmt: skip
+    sets = [word for key, value in sizes.items() for word in ("--set", f"{key}={value}")]
+    done, state = head.submit("python", "training/train_encoder.py", "--input", data, "--output", str(tmp_path / "run"), *sets)
+    assert (done.returncode, state) == (0, "SUCCEEDED"), done.stdout[-3000:] + done.stderr[-3000:]
+    assert "step 2/2  loss" in done.stdout
+    assert Path(tmp_path, "run", "encoder", "config.json").exists()
 
 
 def test_without_the_token_nobody_submits(head: Head, corpus: Dataset) -> None:
