@@ -36,11 +36,14 @@ def flatness(grey_HW: NDArray[Any]) -> float:
     row of it."""
     import cv2
 
-    def gradient(band_HW: NDArray[Any], own: slice) -> NDArray[Any]:
-        across_HW, down_HW = cv2.spatialGradient(band_HW)  # both Sobels in one pass, int16
-        return np.asarray(cv2.magnitude(*(one_HW[own][::4].astype(np.float32) for one_HW in (across_HW, down_HW))))
-
-    variances = tile_variances(gradient(*band) for band in bands(grey_HW, HALF_TILE_PX))
+    height = grey_HW.shape[0]
+    tall = min(height, TILE_PX)
+    rows_TN = np.arange(0, height - tall + 1, tall)[:, None] + np.arange(0, min(tall, HALF_TILE_PX), 4)
+    above_below = np.abs(rows_TN - 1), height - 1 - np.abs(height - 2 - rows_TN)  # beyond the picture it is reflected, as OpenCV does
+    threes_HW = grey_HW[np.stack([above_below[0], rows_TN, above_below[1]], axis=-1).ravel() % height]
+    across_HW, down_HW = cv2.spatialGradient(threes_HW)  # both Sobels in one pass, int16
+    magnitude_HW = cv2.magnitude(*(one_HW[1::3].astype(np.float32) for one_HW in (across_HW, down_HW)))
+    variances = tile_variances(magnitude_HW.reshape(*rows_TN.shape, -1))
     return rounded(np.mean(variances < FLAT_VARIANCE))
 
 
