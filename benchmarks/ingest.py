@@ -147,6 +147,7 @@ def check(output: Path, count: int, mine: bool) -> None:
 def parts(folder: Path, source: Path, rows: int) -> dict[str, float]:
     """Seconds of one shard in this process: what a worker does, by part."""
     from infra import dataset as data
+    from infra.digest import content_digest
     from pipelines import ingest, inputs_table
     from pipelines.recipes.ingest import IngestConfig
     from pipelines.stages.fetch import Fetch
@@ -167,7 +168,7 @@ def parts(folder: Path, source: Path, rows: int) -> dict[str, float]:
     found["header_and_sha256"] = time.monotonic() - start
     result = stage.process({"inputs": listed}, {}).table
     del described, answers
-    for name, work in (("digest", lambda: data.content_digest(result, sha256_of={"bytes": "image_id"})),
+    for name, work in (("digest", lambda: content_digest(result, sha256_of={"bytes": "image_id"})),
                        ("encode_hash_write_sync", lambda: data.Dataset(config.output)._write("probe", result))):
         start = time.monotonic()
         work()

@@ -24,7 +24,8 @@ from dataclasses import asdict, dataclass, field
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from infra.dataset import Dataset, ShardRef, Snapshot, content_digest
+from infra.dataset import Dataset, ShardRef, Snapshot
+from infra.digest import content_digest
 from infra.gc import TAKEN_DOWN
 from infra.ledger import Ledger
 from pipelines.sources import Item, Source

@@ -21,7 +21,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from infra.config import hash_config
-from infra.dataset import Dataset, slice_digests
+from infra.dataset import Dataset
+from infra.digest import slice_digests
 from pipelines.inputs_table import SCHEMA, Piece, ShardLimits, Wanted, committed
 from pipelines.sources import Source, to_position
 from pipelines.table_files import BATCH_ROWS, Columns, TableFile, UnusableTable

@@ -21,7 +21,8 @@ from urllib.parse import quote
 import psutil
 import pytest
 
-from infra.dataset import Dataset, content_digest
+from infra.dataset import Dataset
+from infra.digest import content_digest
 from tests.helpers import ROOT, S3Server, entry_env, free_port, kill_group, photographs, wait_until
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1700)]

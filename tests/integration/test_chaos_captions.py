@@ -22,7 +22,8 @@ from typing import Any
 import psutil
 import pytest
 
-from infra.dataset import Dataset, Snapshot, content_digest
+from infra.dataset import Dataset, Snapshot
+from infra.digest import content_digest
 from infra.storage import open_store
 from tests.helpers import ROOT, S3Server, entry_env, kill_group, photographs, wait_until
 from tests.tiny_models import tiny_llava

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.dataset import content_digest, slice_digests
+from infra.digest import content_digest, slice_digests
 from infra.ledger import Ledger, Outcome
 
 OUTCOMES = st.lists(st.builds(Outcome, st.text(max_size=5), st.sampled_from(["rejected", "failed"]), st.sampled_from(["a", "b", "c"])))
