@@ -59,14 +59,16 @@ def _sizes(data: bytes, caption: str, config: PriorConfig) -> list[Picture]:
     return [Picture(resize_short_side(rgb, side), caption) for side in config.short_sides_px if side <= min(rgb.shape[:2])]
 
 
-def crop_of(pool: list[Picture], seed: int, purpose: str, number: int, size_px: int) -> Crop:
-    """Crop `number` of a purpose: picture, place and flip are drawn for it alone."""
+def crop_of(pool: list[Picture], seed: int, purpose: str, number: int, size_px: int, shuffled: float = 0.0) -> Crop:
+    """Crop `number` of a purpose: picture, place and flip are drawn for it alone, and for a share `shuffled` the order of the channels."""
     rng = stream(seed, purpose, number)
     picture = pool[rng.integers(len(pool))]
     height, width = picture.rgb_HWC.shape[:2]
     y, x = rng.integers(height - size_px + 1), rng.integers(width - size_px + 1)
     crop = picture.rgb_HWC[y : y + size_px, x : x + size_px]
-    return Crop(np.ascontiguousarray(crop[:, ::-1] if rng.random() < 0.5 else crop), picture.caption)
+    crop = crop[:, ::-1] if rng.random() < 0.5 else crop
+    crop = crop[:, :, rng.permutation(3)] if rng.random() < shuffled else crop
+    return Crop(np.ascontiguousarray(crop), picture.caption)
 
 
 def prior_crop(pool: list[Picture], config: PriorConfig, number: int) -> Crop:

@@ -81,7 +81,7 @@ def vae_loss(vae: Any, pool: list[Picture], config: PriorConfig) -> Loss:
 
     def loss_of(step: int) -> Tensor:
         numbers = range(step * config.vae.batch, (step + 1) * config.vae.batch)
-        crops = [crop_of(pool, config.seed, "prior/vae", number, config.vae.crop_px) for number in numbers]
+        crops = [crop_of(pool, config.seed, "prior/vae", number, config.vae.crop_px, config.shuffled_share) for number in numbers]
         x_BCHW = rgb_to_model(as_rows(crops))
         posterior = vae.encode(x_BCHW).latent_dist
         y_BCHW = vae.decode(posterior.sample(_generator(config.seed, "prior/posterior", step))).sample
