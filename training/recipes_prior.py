@@ -28,7 +28,7 @@ class PriorConfig:
     text_seed: int = 0
     held_out_every: int = 0  # photographs left out by infra.holdout; 0 where the corpus holds none that is scored
     short_sides_px: tuple[int, ...] = (192, 320, 512)  # choice: crops of 64 to 128 px then show whole things and textures
-    vae: Phase = field(default_factory=lambda: Phase(steps=5000, batch=8, crop_px=40, learning_rate=2e-3))
+    vae: Phase = field(default_factory=lambda: Phase(steps=9000, batch=8, crop_px=40, learning_rate=2e-3))
     shuffled_share: float = 0.7  # choice: the autoencoder's crops with channels in another order; few photographs have pink or violet
     kl_weight: float = 1e-6  # choice: as in latent diffusion, per latent value
     edge_weight: float = 0.05  # choice: L1 of the gradients beside MSE of the pixels, in place of a perceptual loss
