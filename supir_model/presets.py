@@ -271,7 +271,7 @@ SAMPLINGS: Mapping[str, SamplingPreset] = {
     "tiny": SamplingPreset(  # choice: what the tiny network does in seconds; few steps, a strong pull to the input
         name="tiny",
         steps=12,
-        restore_cfg=0.4,
+        restore_cfg=0.2,
         s_churn=0.0,
         s_noise=1.003,
         guidance_start=1.0,
