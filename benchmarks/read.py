@@ -191,10 +191,12 @@ def main(argv: list[str]) -> int:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
     sys.path.insert(0, str(ROOT))
     import cv2
+    import pyarrow as pa
     import torch
 
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
+    pa.set_memory_pool(pa.system_memory_pool())  # as training/worker.py
     torch.empty(SETTLED_BYTES, dtype=torch.uint8).fill_(0)
     pictures, count = photographs(args.photos), args.images
     sides: dict[str, Callable[[int], Iterator[Any]]] = {}
