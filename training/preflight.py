@@ -20,7 +20,7 @@ from training.recipes import AdaptorConfig, Arithmetic, EncoderConfig, RunConfig
 GIB = 2**30
 LANES = (32, 16, 8, 4, 2, 1)
 SIZED_SHARDS = 4  # choice: shards are about equal
-PORTS, PORTS_A_WORKER = 32, 8  # choice: more than a local Ray and its workers were seen to listen on
+PORTS, PORTS_A_WORKER = 32, 8  # choice: with room to spare for a local Ray and its workers
 CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_FULL_URI")
 
 
