@@ -15,7 +15,6 @@ from tests.caption_servers import TransformersServe
 from tests.helpers import images_dataset, photographs, serving
 from tests.tiny_models import tiny_llava
 
-pytest.importorskip("openai", reason="`transformers serve` needs its types")
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(420)]
 KILLED_AFTER = 3  # shards of eight
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +15,14 @@ from pipelines import caption, negatives
 from pipelines.caption_samples import about, card, samples
 from pipelines.negatives_review import choose_pairs, review, sheet
 from pipelines.runtime import cluster
-from pipelines.runtime.cluster import WorkerOptions, connection
+from pipelines.runtime.cluster import WorkerOptions
 from pipelines.stages.negatives import NegativeSettings, NegativesStage
 from tests.corpora import random_prior
 from tests.helpers import MlflowServer, commit_table, images_dataset, photographs
 from tests.tiny_models import tiny_llava
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("own_ray")]
 PRICE = 3.6  # of a worker's hour: a thousandth for each of its seconds
-
-
-@pytest.fixture(scope="module", autouse=True)
-def own_ray() -> Iterator[None]:
-    """One local Ray for all jobs of this file."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("RAY_ADDRESS", raising=False)
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        with connection():
-            yield
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +112,8 @@ def test_what_cannot_be_set_up_ends_in_one_message(corpus: Dataset, tmp_path: Pa
     assert "is a model of type 'llama', expected 'llava'" in said
     assert "Traceback" not in said
     assert len(said.splitlines()) <= 2, said
-    torch = pytest.importorskip("torch")
+    import torch
+
     if not torch.cuda.is_available():
         code, said = run(caption, capfd, "--input", corpus.store.url, changes=["workers.gpus=1", "checks.min_words=2"])
         assert code == 2

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,24 +11,13 @@ from PIL import Image
 
 from infra.dataset import Dataset
 from pipelines import restore, score
-from pipelines.runtime.cluster import connection
 from pipelines.stages.facts import FactsSettings
 from supir_model.images import decode
 from supir_model.presets import get_sampling
 from tests.helpers import ROOT, images_dataset, photographs, shrunk
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("own_ray")]
 FAST = ["--set", "encoder=none", "--set", "adaptor=none", "--set", "sampling.steps=2", "--set", "prior=" + str(ROOT / "priors" / "tiny")]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def own_ray() -> Iterator[None]:
-    """One local Ray for all jobs of this file."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("RAY_ADDRESS", raising=False)
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        with connection():
-            yield
 
 
 def other_encoder(folder: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,10 @@ def test_a_crop_is_a_function_of_its_number() -> None:
     backwards = [crop_of(pictures, 0, "t", number, 16) for number in reversed(range(5))]
     assert all(np.array_equal(a.rgb_HWC, b.rgb_HWC) for a, b in zip(forwards, reversed(backwards), strict=True))
     assert not np.array_equal(forwards[0].rgb_HWC, crop_of(pictures, 1, "t", 0, 16).rgb_HWC)
+    shuffled = [crop_of(pictures, 0, "t", number, 16, shuffled=1.0) for number in range(5)]
+    pairs = [(one.rgb_HWC, other.rgb_HWC) for one, other in zip(forwards, shuffled, strict=True)]
+    orders = {next(order for order in permutations(range(3)) if np.array_equal(a[:, :, order], b)) for a, b in pairs}
+    assert len(orders) > 1, "the same crops, their channels in drawn orders"
     texts = {prior_crop(pictures, config, number).text for number in range(30)}
     assert len(texts) == 2, "captions, and the negative words with what is degraded"
 

@@ -19,7 +19,6 @@ from pipelines.stages.facts import FactsSettings
 from tests.helpers import IMAGES, image_row, photographs, shrunk
 from tests.tiny_models import tiny_clip, tiny_llava
 
-pytest.importorskip("torch")
 TEXTS = ("A photograph of an old wooden house near the water under bright light.", "Green grass with some trees in front of the sky.")
 
 

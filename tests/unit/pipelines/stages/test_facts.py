@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
 from pipelines.stages.facts import BLUR, BRIGHTNESS, COLOURS, describe, measure
 from tests.helpers import ROOT, photographs
-
-cv2 = pytest.importorskip("cv2")
 
 
 def load(name: str) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 
@@ -21,7 +22,6 @@ from pipelines.stages.measures.tiles import luma
 from supir_model.images import decode
 from tests.helpers import photographs
 
-cv2 = pytest.importorskip("cv2")
 RADIUS = 31  # of the recipes
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pipelines.stages.asking import Decoding
@@ -20,7 +21,6 @@ from tests.helpers import photographs
 from tests.hub_server import COMMIT, Hub, hub_server, use_hub
 from tests.tiny_models import tiny_llava
 
-torch = pytest.importorskip("torch")
 TOKENS = 12  # of a caption: a random model ends nowhere, and each one costs time
 
 

@@ -6,9 +6,9 @@ import random
 from typing import Any
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-from pipelines.stages.llava_cache import BLOCK, RowsCache  # noqa: E402
+from pipelines.stages.llava_cache import BLOCK, RowsCache
 
 LAYERS, HEADS, WIDTH, PLACES = 2, 3, 4, 5
 

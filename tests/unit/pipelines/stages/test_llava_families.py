@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pipelines.stages.llava import LlavaCaptioner, LlavaSettings
@@ -17,7 +18,6 @@ from pipelines.stages.llava_loading import FULL_PRECISION, quantization
 from tests.helpers import photographs
 from tests.tiny_models import tiny_llava, tiny_llava_next, tiny_llava_onevision, tiny_tokenizer
 
-torch = pytest.importorskip("torch")
 TOKENS = 12
 SHAPES = ((90, 90), (60, 180), (200, 70), (120, 110), (64, 64), (56, 170))  # height, width
 BUILDERS = {"llava_next": tiny_llava_next, "llava_onevision": tiny_llava_onevision}

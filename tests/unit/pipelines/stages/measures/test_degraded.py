@@ -12,7 +12,6 @@ from pipelines.stages.measures import MEASURES, compression, measure, tiles
 from tests.unit.pipelines.stages.measures import pictures
 from tests.unit.pipelines.stages.measures.pictures import Rgb, crops
 
-pytest.importorskip("cv2")
 LIGHT = {"dark_share": 0.02, "bright_share": 0.02, "colourfulness": 4, "saturation": 0.05, "entropy": 0.25}  # what averaging moves
 FRAME = {"border_px": 0.0, "seam": 0.15}  # the worst of a thousand lines of 512 px
 

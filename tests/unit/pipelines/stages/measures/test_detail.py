@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from pipelines.stages.measures import detail, tiles
 from tests.unit.pipelines.stages.measures.pictures import crops
-
-cv2 = pytest.importorskip("cv2")
 
 
 def grey(value_HW: NDArray[np.generic]) -> NDArray[np.uint8]:
