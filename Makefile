@@ -16,7 +16,7 @@ demo: $(VENV)/.complete
 
 test: $(VENV)/.complete
 	$(RUN) -m pytest -n 2 -m "not integration and not chaos and not gpu"
-	$(RUN) -m pytest -m "integration and not chaos and not gpu"
+	$(RUN) -m pytest -n 2 --dist loadfile -m "integration and not chaos and not gpu"
 
 test-fast: $(VENV)/.complete
 	$(RUN) -m pytest -n 2 -m "not integration and not chaos and not gpu"

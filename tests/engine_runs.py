@@ -142,6 +142,9 @@ def run(case: Case, folder: str, rank: int, world: int) -> None:
 def worker(rank: int, world: int, port: int, folder: str, cases: list[Case]) -> None:
     import torch.distributed as dist
 
+    from training.engines import zero
+
+    zero.GATHERED = 600  # a state is gathered in several reductions, as a large one would be
     faulthandler.enable()
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))

@@ -69,6 +69,19 @@ def clip_scale(norm: float, limit: float) -> float:
     return 1.0 if limit <= 0 or norm <= limit or not math.isfinite(norm) else limit / (norm + 1e-6)
 
 
+def in_buckets(sizes: Mapping[str, int], room: int) -> list[list[str]]:
+    """Names in their order, as many together as `room` numbers hold, at least one."""
+    buckets: list[list[str]] = []
+    left = 0
+    for name, size in sizes.items():
+        if not buckets or size > left:
+            buckets.append([])
+            left = room
+        buckets[-1].append(name)
+        left -= size
+    return buckets
+
+
 def build_engine(
     step: torch.nn.Module,
     *,
