@@ -257,3 +257,10 @@ def hash_folder(url: str) -> str:
     if not found:
         raise NotFound(f"{url} holds no file: expected a folder of weights")
     return total.hexdigest()[:16]
+
+
+def hash_file(url: str) -> str:
+    """16 hex digits over the bytes of one file at an address: the identity of a file of weights."""
+    folder, _, name = url.rpartition("/")
+    with open_store(folder or ".").open(name) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]  # type: ignore[arg-type]

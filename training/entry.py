@@ -27,18 +27,21 @@ def run(config: RunConfig, options: RunOptions) -> int:
         print("warning: loss=paper is the printed formula; a constant encoder minimises it, watch the alarms (docs/numerics.md)")
     store, begun = open_store(config.output), time.monotonic()
     if not options.dry_run and 0 < config.steps <= record.finished_steps(store):
-        record.begin_or_continue(config.output, record.survey(config, captions=stage == "adaptor"))  # the same run, or an error
+        found = record.with_weights(record.survey(config, captions=stage == "adaptor"))
+        record.begin_or_continue(config.output, found)  # the same run, or an error
         print(f"finished: {config.steps} steps are done, the weights are in {store.url}/{stage}; nothing to do")
         return 0
     plan = preflight.make_plan(config, memory=options.dry_run)
     preflight.show(plan, f"train_{stage}", options)
     if options.dry_run:
         return 0
+    found = preflight.refuse_missing(plan)
     preflight.check_ports(config)
     preflight.check_output(config.output)
     check_tracking(options.tracking)
     with lease(store, f"train_{stage}"):
-        record.begin_or_continue(config.output, preflight.refuse_missing(plan))
+        print("  weights      read once, to know them again", flush=True)
+        record.begin_or_continue(config.output, record.with_weights(found))
         try:
             launch(Job(config=config, tracking=options.tracking))
         except (Stopped, NotSaved, ArithmeticError, StorageError) as reason:

@@ -1,6 +1,7 @@
 """The record of a run: its configuration and the exact data it draws from, fixed when the run begins.
 
-    run.json        created once, in the output folder: configuration, mixture, and for each source its tables' commits
+    run.json        created once, in the output folder: configuration, mixture, for each source its tables' commits, for each folder of
+                    weights a hash of what it holds
     finished.json   created once, at the end
 
 The same command again finds run.json and continues. A corpus that has grown meanwhile changes nothing for a run that has
@@ -10,12 +11,13 @@ begun: it reads the commits that it was begun with.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from infra.config import to_dict
 from infra.dataset import Dataset, NoSuchTable, Snapshot, hash_config
-from infra.storage import Store, open_store
+from infra.storage import Store, hash_file, hash_folder, open_store
+from training.folders import find
 from training.recipes import RunConfig, Source
 
 RECORD, FINISHED = "run.json", "finished.json"
@@ -25,6 +27,9 @@ FREE = ("output", "launch", "engine", "compute", "checkpoint", "validation", "ba
 
 `steps` may too, where the learning rate does not follow it.
 """
+
+ADDRESSES = ("prior", "encoder", "perceptual")
+"""Fields that say where weights lie. A run is known by what lies there: it may have moved, and must not have changed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +47,12 @@ class Tables:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What a run is. `digest` names it: configuration without the free fields, and the content of its data."""
+    """What a run is. `digest` names it: configuration without the free fields, and the content of its data and its weights."""
 
     config: dict[str, Any]
     sources: list[Tables]
     digest: str
+    weights: dict[str, str] = field(default_factory=dict)  # field of the configuration -> hash of the folder or file
 
 
 def survey(config: RunConfig, *, captions: bool) -> Record:
@@ -67,6 +73,15 @@ def survey(config: RunConfig, *, captions: bool) -> Record:
     return Record(config=plain, sources=sources, digest=hash_config([_fixed(plain), digests]))
 
 
+def with_weights(found: Record) -> Record:
+    """The record with a hash of every folder of weights, all of which is read for it. Raises NotFound and StorageError."""
+    there = {name: find(found.config[name]) for name in ADDRESSES if found.config.get(name)}
+    if not found.config.get("perceptual_weight"):
+        there.pop("perceptual", None)
+    weights = {name: hash_file(url) if name == "perceptual" else hash_folder(url) for name, url in there.items()}
+    return replace(found, weights=weights, digest=hash_config([found.digest, weights]))
+
+
 def _snapshot(dataset: Dataset, table: str, source: Source) -> Snapshot:
     try:
         return dataset.snapshot(table)
@@ -78,11 +93,13 @@ def _snapshot(dataset: Dataset, table: str, source: Source) -> Snapshot:
 def begin_or_continue(output: str, record: Record) -> Record:
     """The record that stands in the output folder: this one if the run is new, else the earlier one, which must be the same run."""
     store = open_store(output)
-    data = {"config": record.config, "digest": record.digest, "sources": [_tables_to_json(one) for one in record.sources]}
+    sources = [_tables_to_json(one) for one in record.sources]
+    data = {"config": record.config, "digest": record.digest, "sources": sources, "weights": record.weights}
     if not store.exists(RECORD) and store.create(RECORD, json.dumps(data, indent=1, sort_keys=True).encode()):
         return record
     earlier = load(output)
     differing = _differences("", _fixed(earlier.config), _fixed(record.config))
+    differing += _differences("the content of ", earlier.weights, record.weights)
     if differing:
         raise ValueError(
             f"{store.url} holds a run of another configuration: {'; '.join(differing[:4])}. "
@@ -95,7 +112,7 @@ def load(output: str) -> Record:
     """The record of a run that has begun."""
     data = json.loads(open_store(output).read(RECORD))
     sources = [Tables(source=Source(**one["source"]), tables=one["tables"]) for one in data["sources"]]
-    return Record(config=data["config"], sources=sources, digest=data["digest"])
+    return Record(config=data["config"], sources=sources, digest=data["digest"], weights=data["weights"])
 
 
 def finished_steps(store: Store) -> int:
@@ -116,7 +133,7 @@ def _tables_to_json(one: Tables) -> dict[str, Any]:
 def _fixed(config: dict[str, Any]) -> dict[str, Any]:
     """A configuration without the fields that may change between attempts."""
     kept = json.loads(json.dumps(config))
-    for path in (*FREE, *(["steps"] if config["optimizer"]["lr_end_fraction"] == 1 else [])):
+    for path in (*FREE, *ADDRESSES, *(["steps"] if config["optimizer"]["lr_end_fraction"] == 1 else [])):
         *parents, name = path.split(".")
         inner = kept
         for parent in parents:

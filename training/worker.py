@@ -125,7 +125,9 @@ def _tracker(job: Job, store: Store, config: RunConfig, digest: str) -> Tracker:
         store.put(TRACKER, json.dumps({"uri": job.tracking, "run_id": tracker.run_id}).encode())
         tracker.config(to_dict(config))
         tracker.tags({"run": digest, "workers": str(config.launch.workers), "engine": config.engine.kind})
-    data = hash_config([one.tables for one in record.load(config.output).sources])  # commits, which name their content
+    run = record.load(config.output)
+    data = hash_config([one.tables for one in run.sources])  # commits, which name their content
+    tracker.tags({f"weights.{name}": found for name, found in run.weights.items()})
     cluster = os.environ.get("RAY_ADDRESS") or platform.node()
     tracker.tags({"data": data, "code": code_version(), "cluster": cluster})  # of the newest start
     return tracker

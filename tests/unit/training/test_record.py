@@ -27,10 +27,30 @@ def test_another_configuration_is_refused_with_what_differs(tmp_path: Path) -> N
     config = replace(encoder_tiny(), input=corpus(tmp_path / "c", photos=4), output=str(tmp_path / "out"))
     record.begin_or_continue(config.output, record.survey(config, captions=False))
     other = replace(config, optimizer=replace(config.optimizer, lr=1.0), network="sdxl_paper")
-    with pytest.raises(ValueError, match=r"network was 'tiny', now 'sdxl_paper'; optimizer.lr was 0.001, now 1.0"):
+    with pytest.raises(ValueError, match=r"network was 'tiny', now 'sdxl_paper'; optimizer.lr was 0.0001, now 1.0"):
         record.begin_or_continue(config.output, record.survey(other, captions=False))
     free = replace(config, engine=replace(config.engine, kind="plain"), launch=replace(config.launch, workers=4))
     record.begin_or_continue(config.output, record.survey(free, captions=False))
+
+
+def test_weights_may_move_and_must_not_change(tmp_path: Path) -> None:
+    def folder(name: str, content: bytes) -> str:
+        (tmp_path / name / "unet").mkdir(parents=True)
+        (tmp_path / name / "unet" / "w.safetensors").write_bytes(content)
+        return str(tmp_path / name)
+
+    def begin(**addresses: str | None) -> record.Record:
+        found = record.survey(replace(config, **addresses), captions=True)  # type: ignore[arg-type]
+        return record.begin_or_continue(config.output, record.with_weights(found))
+
+    config = replace(adaptor_tiny(), input=corpus(tmp_path / "c", photos=4), negatives_weight=0.0, output=str(tmp_path / "out"))
+    begun = begin(prior=folder("a", b"sdxl"), encoder=folder("e", b"stage 1"))
+    assert set(begun.weights) == {"prior", "encoder"}
+    assert begin(prior=folder("moved", b"sdxl"), encoder=str(tmp_path / "e")) == begun == record.load(config.output)
+    with pytest.raises(ValueError, match=r"the content of encoder was '[0-9a-f]{16}', now '[0-9a-f]{16}'"):
+        begin(prior=str(tmp_path / "a"), encoder=folder("again", b"stage 1, trained again"))
+    with pytest.raises(ValueError, match=r"the content of encoder was '[0-9a-f]{16}', now None"):
+        begin(prior=str(tmp_path / "a"), encoder=None)
 
 
 def test_steps_are_free_only_where_the_learning_rate_does_not_follow_them(tmp_path: Path) -> None:
