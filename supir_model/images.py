@@ -9,14 +9,15 @@ torch is imported only by the functions that return tensors.
 from __future__ import annotations
 
 import io
-import struct
-import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+
+from supir_model.jpeg_rows import with_fewer_rows
+from supir_model.srgb import NO_PROFILE, PILLOW_ERRORS, profile_name, to_srgb
 
 if TYPE_CHECKING:
     import torch
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 MAX_PIXELS = 80_000_000  # choice: below the 89 M at which Pillow warns; 240 MB of RGB
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
 PNG_LEVEL = 4  # choice: a third of level 9's time for 3 % more bytes
-NO_PROFILE = ""  # colour_profile of a file that carries none: sRGB is assumed
-BROKEN_PROFILE = "unreadable"
 
 ORIENTATION_TAG = 0x0112
 UPRIGHT = {  # EXIF orientation -> what turns the stored picture upright
@@ -41,9 +40,6 @@ MAGIC = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"II*\0": "TIFF",
 JPEG_END = b"\xff\xd9"
 TAIL_BYTES = 64  # looked at for it; cameras pad with zeros
 FOREIGN = {b"GIF8": "GIF", b"%PDF": "PDF", b"8BPS": "PSD", b"\xff\x0a": "JPEG XL", b"\0\0\0\x0cJXL ": "JPEG XL"}
-# what Pillow raises for hostile bytes, as found by mutating files (tests/unit/supir_model/test_images.py)
-PILLOW_ERRORS = (OSError, SyntaxError, ValueError, EOFError, TypeError, KeyError, IndexError, AttributeError,
-                 OverflowError, ZeroDivisionError, struct.error, zlib.error)  # fmt: skip
 
 
 class ImageError(ValueError):
@@ -66,12 +62,18 @@ class ImageInfo:
     width: int
     height: int
     orientation: int
-    colour_profile: str  # description of the ICC profile, NO_PROFILE or BROKEN_PROFILE
+    colour_profile: str  # as srgb.profile_name
+
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        """(height, width) of the picture as it is seen."""
+        turned = self.orientation >= 5  # EXIF: rows and columns exchanged
+        return (self.width, self.height) if turned else (self.height, self.width)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decoded:
-    """`rgb_HWC`: uint8, sRGB, upright, contiguous."""
+    """`rgb_HWC`: uint8, sRGB, upright, contiguous; of `info`'s size, or its first rows where no more were asked for."""
 
     rgb_HWC: np.ndarray
     info: ImageInfo
@@ -122,15 +124,21 @@ def sniff(data: Encoded, *, max_pixels: int = MAX_PIXELS) -> ImageInfo:
     return _open(data, max_pixels)[1]
 
 
-def decode(data: Encoded, *, max_pixels: int = MAX_PIXELS) -> Decoded:
+Rows = Callable[[int, int], int]
+"""How many rows, from the top, are wanted of an upright picture of this height and width."""
+
+
+def decode(data: Encoded, *, max_pixels: int = MAX_PIXELS, rows: Rows | None = None) -> Decoded:
     """Encoded bytes, hostile ones too, to an upright sRGB picture. Raises ImageError; the cap holds before decoding.
+
+    With `rows` those below may be missing, where that saves their decoding: of sequential JPEGs that nothing turns.
 
     Alpha is composited on white (choice: what a viewer of a web page sees). Grey becomes three equal channels, 16 bits
     become 8, CMYK without a profile takes Pillow's plain conversion. An unreadable ICC profile is ignored, as browsers do.
     """
     image, info = _open(data, max_pixels)
     turned = info.format != "TIFF" and info.orientation in UPRIGHT  # Pillow turns TIFFs by itself
-    plain_HWC = _plain_jpeg(data, image, info)
+    plain_HWC = _plain_jpeg(data, image, info, None if turned or rows is None else rows(info.height, info.width))
     if plain_HWC is not None and not turned:
         return Decoded(rgb_HWC=plain_HWC, info=info)
     try:
@@ -146,21 +154,33 @@ def decode(data: Encoded, *, max_pixels: int = MAX_PIXELS) -> Decoded:
 
 def _loaded(image: Image.Image) -> Image.Image:
     image.load()
-    return _to_srgb(image)
+    return to_srgb(image)
 
 
-def _plain_jpeg(data: Encoded, image: Image.Image, info: ImageInfo) -> np.ndarray | None:
-    """A whole sRGB JPEG in OpenCV: the same libjpeg-turbo and the same pixels as Pillow's, in 0.7 of its time and half of its memory.
+def _plain_jpeg(data: Encoded, image: Image.Image, info: ImageInfo, rows: int | None) -> np.ndarray | None:
+    """A whole sRGB JPEG, or no more than so many of its first rows, in OpenCV.
+
+    It has the same libjpeg-turbo and the same pixels as Pillow, in 0.7 of its time and half of its memory.
 
     None for every other file, and for what OpenCV refuses: Pillow then decodes it, or says what is wrong with it.
     """
     srgb = info.colour_profile == NO_PROFILE or "sRGB" in info.colour_profile
     if info.format != "JPEG" or image.mode != "RGB" or not srgb or not _tail(data).endswith(JPEG_END):
         return None
+    # an MPO has other pictures behind its first, of which the decoder would complain
+    fewer = None if rows is None or image.format != "JPEG" else with_fewer_rows(data, rows)
+    first_HWC = None if fewer is None else _by_opencv(fewer)
+    if first_HWC is not None and first_HWC.shape[1:] == (info.width, 3):
+        return first_HWC
+    rgb_HWC = _by_opencv(data)
+    return rgb_HWC if rgb_HWC is not None and rgb_HWC.shape == (info.height, info.width, 3) else None
+
+
+def _by_opencv(data: Encoded | bytearray) -> np.ndarray | None:
     import cv2
 
-    rgb_HWC = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
-    return rgb_HWC if rgb_HWC is not None and rgb_HWC.shape == (info.height, info.width, 3) else None
+    found: np.ndarray | None = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    return found
 
 
 def _open(data: Encoded, max_pixels: int) -> tuple[Image.Image, ImageInfo]:
@@ -207,7 +227,7 @@ def _read_info(image: Image.Image) -> ImageInfo:
         width=width,
         height=height,
         orientation=_orientation(image),
-        colour_profile=_profile_name(image),
+        colour_profile=profile_name(image),
     )
 
 
@@ -222,67 +242,6 @@ def _orientation(image: Image.Image) -> int:
     except PILLOW_ERRORS:
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
-
-
-def _profile(image: Image.Image) -> ImageCms.ImageCmsProfile | None:
-    try:
-        return ImageCms.ImageCmsProfile(io.BytesIO(image.info["icc_profile"]))
-    except (KeyError, ImageCms.PyCMSError, *PILLOW_ERRORS):
-        return None
-
-
-def _profile_name(image: Image.Image) -> str:
-    if not image.info.get("icc_profile"):
-        return NO_PROFILE
-    profile = _profile(image)
-    try:
-        return ImageCms.getProfileDescription(profile).strip() if profile else BROKEN_PROFILE
-    except (ImageCms.PyCMSError, *PILLOW_ERRORS):
-        return BROKEN_PROFILE
-
-
-def _to_srgb(image: Image.Image) -> Image.Image:
-    """Any mode that Pillow reads from our formats to RGB, alpha composited, profile applied."""
-    image = _to_eight_bits(image)
-    alpha = None
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        image, alpha = rgba.convert("RGB"), rgba.getchannel("A")
-        image.info["icc_profile"] = rgba.info.get("icc_profile")
-    elif image.mode in ("P", "1", "YCbCr"):
-        image = image.convert("L" if image.mode == "1" else "RGB")
-    if image.mode not in ("L", "RGB", "CMYK"):
-        raise ValueError(f"pixels of mode {image.mode} have no defined way to RGB: convert the file to 8-bit RGB")
-    rgb = _apply_profile(image)
-    if alpha is None:
-        return rgb
-    white = Image.new("RGB", rgb.size, "white")
-    white.paste(rgb, mask=alpha)
-    return white
-
-
-def _to_eight_bits(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
-        grey_HW = np.asarray(image).astype(np.float32) / 257.0  # 65535 / 255
-        eight = Image.fromarray(np.rint(grey_HW).clip(0, 255).astype(np.uint8))
-        eight.info["icc_profile"] = image.info.get("icc_profile")
-        return eight
-    return image
-
-
-def _apply_profile(image: Image.Image) -> Image.Image:
-    profile = _profile(image) if image.info.get("icc_profile") else None
-    space = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}[image.mode]
-    if profile is None or profile.profile.xcolor_space.strip() != space or "sRGB" in _profile_name(image):
-        return image.convert("RGB")
-    try:  # choice: relative colorimetric with black point compensation, as browsers do
-        intent, flags = ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINTCOMPENSATION
-        srgb = ImageCms.createProfile("sRGB")
-        converted = ImageCms.profileToProfile(image, profile, srgb, intent, outputMode="RGB", flags=flags)
-    except ImageCms.PyCMSError:
-        return image.convert("RGB")
-    assert converted is not None, "profileToProfile returns an image unless asked to work in place"
-    return converted
 
 
 # ---------------------------------------------------------------- pixels -> bytes
@@ -321,8 +280,13 @@ def resize(rgb_HWC: np.ndarray, height: int, width: int) -> np.ndarray:
 def resize_short_side(rgb_HWC: np.ndarray, short_side_px: int) -> np.ndarray:
     """The shorter side becomes `short_side_px`, the aspect is kept to the nearest pixel."""
     height, width = rgb_HWC.shape[:2]
+    return resize(rgb_HWC, *short_side_size(height, width, short_side_px))
+
+
+def short_side_size(height: int, width: int, short_side_px: int) -> tuple[int, int]:
+    """(height, width) of `resize_short_side`."""
     scale = short_side_px / min(height, width)
-    return resize(rgb_HWC, max(short_side_px, round(height * scale)), max(short_side_px, round(width * scale)))
+    return max(short_side_px, round(height * scale)), max(short_side_px, round(width * scale))
 
 
 def crop(rgb_HWC: np.ndarray, size_px: int, *, u_y: float = 0.5, u_x: float = 0.5, mirrored: bool = False) -> np.ndarray:

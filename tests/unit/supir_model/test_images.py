@@ -17,6 +17,7 @@ from PIL import Image, ImageCms, ImageOps
 
 from supir_model import images
 from supir_model.images import ImageError, decode, sniff
+from supir_model.srgb import BROKEN_PROFILE, NO_PROFILE
 from tests.helpers import photographs
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -187,7 +188,7 @@ def swapped_profile() -> bytes:
 def test_profile_is_applied() -> None:
     data = encoded(photo(), "PNG", icc_profile=swapped_profile())
     info = sniff(data)
-    assert info.colour_profile not in ("", images.BROKEN_PROFILE)
+    assert info.colour_profile not in ("", BROKEN_PROFILE)
     assert "sRGB" not in info.colour_profile
     found = decode(data).rgb_HWC.astype(int)
     assert np.abs(found - np.asarray(photo())[..., ::-1]).mean() < 2  # 8-bit colour management, both ways
@@ -195,7 +196,7 @@ def test_profile_is_applied() -> None:
 
 def test_profiles_that_change_nothing() -> None:
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    for profile, name in ((srgb, "sRGB built-in"), (b"rubbish", images.BROKEN_PROFILE), (None, images.NO_PROFILE)):
+    for profile, name in ((srgb, "sRGB built-in"), (b"rubbish", BROKEN_PROFILE), (None, NO_PROFILE)):
         data = encoded(photo(), "PNG", **({"icc_profile": profile} if profile else {}))
         assert sniff(data).colour_profile == name
         assert np.array_equal(decode(data).rgb_HWC, np.asarray(photo()))
