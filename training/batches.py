@@ -10,25 +10,29 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
-from infra.dataset import Dataset
+from infra.apart import NotProved, RowsApart
+from infra.dataset import Dataset, ShardRef
 from infra.holdout import is_held_out
 from supir_model import images
+from supir_model.crops import Crop, decode_crop
 from training import sequence
 from training.recipes import QUALITY_WORDS, BatchOptions
 from training.record import Tables
+from training.shards import Opening, Rows
 from training.size_condition import SizeIds, size_ids
 from training.timesteps import timestep
 
 OPENERS = 4  # choice: shards that a worker fetches and verifies at a time, beside what computes
 AHEAD_ROWS = 32  # choice: a shard is opened so many of its lane's draws before its first row is wanted
 FIXED_POSITION = 2**48  # validation draws its degradations far behind the last position of any training
+LARGE_BYTES = 64 * 2**20  # choice: smaller shards are fetched and verified as a whole in a tenth of a second
 MAX_FIXED_SHARDS = 8  # choice: where validation pictures are looked for
 T = TypeVar("T")
 
@@ -75,33 +79,6 @@ class Recent(Generic[T]):
         return value
 
 
-class Rows:
-    """A shard's rows by image id; the last of several with one id. Encoded images are views of Arrow's memory: no row copies them."""
-
-    def __init__(self, table: pa.Table) -> None:
-        whole = table.combine_chunks()
-        lying = [name for name in whole.column_names if pa.types.is_binary(whole.column(name).type)]
-        self._views = {name: Views(whole.column(name).combine_chunks()) for name in lying}
-        self._plain = whole.drop_columns(lying).to_pylist()
-        self._index = {image_id: i for i, image_id in enumerate(whole.column("image_id").to_pylist())}
-
-    def __getitem__(self, image_id: str) -> dict[str, Any]:
-        i = self._index[image_id]
-        return {**self._plain[i], **{name: views[i] for name, views in self._views.items()}}
-
-
-class Views:
-    """The values of a binary array where they lie (a scalar of Arrow's is a copy)."""
-
-    def __init__(self, array: pa.BinaryArray) -> None:
-        _, ends, data = array.buffers()
-        self._ends = np.frombuffer(ends, np.int32)[array.offset : array.offset + len(array) + 1]
-        self._data = memoryview(data if data is not None else b"")
-
-    def __getitem__(self, i: int) -> memoryview:
-        return self._data[self._ends[i] : self._ends[i + 1]]
-
-
 class SourceReader:
     """The rows of one source of the mixture, by shard and image id, as the run's record fixed them."""
 
@@ -112,7 +89,7 @@ class SourceReader:
         self._dataset = Dataset(one.source.url)
         self._taken_down = self._dataset.takedowns()
         self._seed, self._options = seed, options
-        self._tables: Recent[Future[Rows]] = Recent(max(1, shards_in_memory))
+        self._tables: Recent[Opening] = Recent(max(1, shards_in_memory))
         self._openers = ThreadPoolExecutor(OPENERS, thread_name_prefix="open-ahead")
         self._usable: dict[int, tuple[str, ...]] = {}
         self._lanes: dict[int, tuple[sequence.LaneOrder, list[sequence.Unit]]] = {}
@@ -129,7 +106,7 @@ class SourceReader:
                 unit, k = order.locate(index + hop)
                 shard = units[unit].shard
                 usable = self._ids(shard)
-                row = self._captioned(shard, usable[units[unit].rows(len(usable))[k]])
+                row = self._captioned(shard, usable[units[unit].rows(len(usable))[k]], at_once=True)
                 if not self._barred(row):
                     self._open_ahead(order, units, index + hop)
                     return row
@@ -190,9 +167,9 @@ class SourceReader:
         allowed = [row for row in found if self._taken_down.isdisjoint({row["image_id"], row["source_id"]})]
         return sorted(allowed, key=lambda row: not is_held_out(row["image_id"]))[:count]
 
-    def _captioned(self, shard: int, image_id: str) -> dict[str, Any]:
-        caption = self._rows("captions", shard)[image_id]["caption"] if self.source.captions else ""
-        return {**self._rows("images", shard)[image_id], "caption": caption}
+    def _captioned(self, shard: int, image_id: str, *, at_once: bool = False) -> dict[str, Any]:
+        caption = self._opening("captions", shard)[image_id]["caption"] if self.source.captions else ""
+        return {**self._opening("images", shard, at_once=at_once)[image_id], "caption": caption}
 
     def _accepted(self, table: str, shard: int) -> dict[str, None]:
         columns = ["image_id", *(["accepted"] if table == "selections" else [])]
@@ -202,11 +179,18 @@ class SourceReader:
     def _held_out(self, image_id: str) -> bool:
         return self._options.exclude_heldout and is_held_out(image_id)
 
-    def _rows(self, table: str, shard: int) -> Rows:
-        return self._opening(table, shard).result()
+    def _opening(self, table: str, shard: int, *, at_once: bool = False) -> Opening:
+        def fetch() -> Future[Rows]:
+            return self._openers.submit(self._open, table, shard)
 
-    def _opening(self, table: str, shard: int) -> Future[Rows]:
-        return self._tables.get((table, shard), lambda: self._openers.submit(self._open, table, shard))
+        apart = (lambda: self._apart(table, shard)) if at_once else None
+        return self._tables.get((table, shard), lambda: Opening(fetch, apart))
+
+    def _apart(self, table: str, shard: int) -> RowsApart:
+        ref = self._ref(table, shard)
+        if ref is None or self._dataset.store.size(ref.path) < LARGE_BYTES:
+            raise NotProved("not tried")
+        return RowsApart(self._dataset.store, ref, _COLUMNS[table])
 
     def _open(self, table: str, shard: int) -> Rows:
         """ValueError if a column that is needed is not there."""
@@ -221,10 +205,14 @@ class SourceReader:
 
     def _read(self, table: str, shard: int, columns: list[str]) -> pa.Table:
         """Those of the columns that the shard has."""
-        commit = self._commits[table].get(self._shards[shard])
-        if commit is None:  # the table does not have this shard (yet): no row of it is usable
+        ref = self._ref(table, shard)
+        if ref is None:  # the table does not have this shard (yet): no row of it is usable
             return pa.table({name: pa.array([], pa.string()) for name in columns})
-        return self._dataset.read(self._dataset.load_commits([commit])[0], columns)
+        return self._dataset.read(ref, columns)
+
+    def _ref(self, table: str, shard: int) -> ShardRef | None:
+        commit = self._commits[table].get(self._shards[shard])
+        return None if commit is None else self._dataset.load_commits([commit])[0]
 
 
 _OPTIONAL = ("parent_image_id",)  # of negatives
@@ -239,6 +227,7 @@ class Batches:
         self._sources = [SourceReader(one, seed=seed, options=options, shards_in_memory=held) for one in sources]
         self._parts = sequence.shares([one.source.weight for one in sources])
         self._seed, self._options = seed, options
+        self._centre = Crop(size_px=options.crop_px, short_side_px=options.short_side_px)
         self._decoded: Recent[np.ndarray[Any, Any]] = Recent(options.cache_mb * 2**20)
 
     def sample(self, position: int) -> Sample:
@@ -257,7 +246,7 @@ class Batches:
             prompt=self._prompt(row["caption"], reader, position),
             timestep=timestep(options.timestep, sequence.uniform(seed, "timestep", position)),
             noise_seed=sequence.key(seed, "noise", position) >> 1,
-            size_ids=self._size_ids(row, position) if options.true_sizes else None,
+            size_ids=size_ids(row["bytes"], self._draw_crop(position)) if options.true_sizes else None,
         )
 
     def ground_truth(self, position: int) -> tuple[SourceReader, dict[str, Any], np.ndarray[Any, Any]]:
@@ -265,7 +254,7 @@ class Batches:
         turn, lane = divmod(position, self._options.lanes)
         source, index = sequence.draw_source(self._seed, lane, turn, self._parts)
         row = self._sources[source].row(lane, index)
-        return self._sources[source], row, self._crop(row, position)
+        return self._sources[source], row, self._crop(row, self._draw_crop(position))
 
     def fixed(self, count: int) -> list[Sample]:
         """Samples that never change, of the first source: centre crops of held-out pictures, one degradation for each."""
@@ -273,7 +262,7 @@ class Batches:
 
         reader, samples = self._sources[0], []
         for i, row in enumerate(reader.fixed_rows(count)):
-            gt_HWC = images.crop(self._decode(row), self._options.crop_px)
+            gt_HWC = self._crop(row, self._centre)
             drawn = degradation.draw(self._options.degradation, self._seed, FIXED_POSITION + i, self._options.crop_px)
             sample = Sample(
                 position=FIXED_POSITION + i,
@@ -292,27 +281,24 @@ class Batches:
         """Draw one sample of each source in lane 0; raises what is wrong with the data, before any training."""
         for reader in self._sources:
             row = reader.row(0, 0)
-            self._crop(row, 0)
+            self._crop(row, self._centre)
 
-    def _crop(self, row: dict[str, Any], position: int) -> np.ndarray[Any, Any]:
-        rgb_HWC = self._decoded.get(row["image_id"], lambda: self._decode(row), lambda image: image.nbytes)
-        u_y, u_x, mirrored = self._crop_draws(position)
-        return images.crop(rgb_HWC, self._options.crop_px, u_y=u_y, u_x=u_x, mirrored=mirrored)
+    def _crop(self, row: dict[str, Any], crop: Crop) -> np.ndarray[Any, Any]:
+        """Of the picture that was kept, or else with no more of it decoded than the crop needs: the same pixels."""
+        if self._options.cache_mb == 0:
+            return self._decoding(row, lambda data: decode_crop(data, crop))
+        whole_HWC = self._decoded.get(row["image_id"], lambda: self._decoding(row, crop.decode_whole), lambda image: image.nbytes)
+        return crop.cut(whole_HWC)
 
-    def _crop_draws(self, position: int) -> tuple[float, float, bool]:
+    def _draw_crop(self, position: int) -> Crop:
         u_y, u_x, flip = (sequence.uniform(self._seed, purpose, position) for purpose in ("crop top", "crop left", "flip"))
-        return u_y, u_x, self._options.flip and flip < 0.5
+        return replace(self._centre, u_y=u_y, u_x=u_x, mirrored=self._options.flip and flip < 0.5)
 
-    def _size_ids(self, row: dict[str, Any], position: int) -> SizeIds:
-        return size_ids(row["bytes"], self._options.short_side_px, self._options.crop_px, *self._crop_draws(position))
-
-    def _decode(self, row: dict[str, Any]) -> np.ndarray[Any, Any]:
+    def _decoding(self, row: dict[str, Any], decode: Callable[[images.Encoded], np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
         try:
-            rgb_HWC = images.decode(row["bytes"]).rgb_HWC
+            return decode(row["bytes"])
         except images.ImageError as error:
             raise ValueError(f"image {row['image_id']} cannot be decoded ({error}): add its id to the dataset's takedowns") from error
-        wanted = self._options.short_side_px or max(min(rgb_HWC.shape[:2]), self._options.crop_px)
-        return images.resize_short_side(rgb_HWC, max(wanted, self._options.crop_px))
 
     def _prompt(self, caption: str, reader: SourceReader, position: int) -> str:
         if reader.source.negative or not reader.source.captions:

@@ -41,7 +41,7 @@ class BatchOptions:
     exclude_heldout: bool = True  # photographs that are scored stay out (infra.holdout)
     decode_ahead: int = 4  # choice: batches prepared before they are asked for
     decode_threads: int = 1  # of them at a time; a sample of 512 px takes one core 33 ms (docs/results/step.md)
-    cache_mb: int = 256  # choice: decoded images kept, which makes small corpora free to read
+    cache_mb: int = 256  # choice: decoded images kept: small corpora are free to read; 0: of each only what its crop needs is decoded
 
     def __post_init__(self) -> None:
         if not 0 < self.fraction <= 1:
@@ -334,7 +334,8 @@ def _tiny_batch() -> BatchOptions:
 
 def _paper_batch() -> BatchOptions:
     # Sec. 4.1: 512 x 512 crops of 1024 x 1024 images, batch 256
-    return BatchOptions(global_batch=256, micro_batch=4, crop_px=512, short_side_px=1024, decode_threads=4)
+    # no cache: a worker does not meet one of 20 M images twice while it could keep it
+    return BatchOptions(global_batch=256, micro_batch=4, crop_px=512, short_side_px=1024, decode_threads=4, cache_mb=0)
 
 
 def _paper_launch() -> LaunchOptions:

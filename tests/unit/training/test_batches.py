@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from zlib import crc32
 
 import numpy as np
@@ -13,13 +14,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from infra.dataset import Dataset, ShardRef
+from infra.dataset import AlteredFile, Dataset, ShardRef
 from infra.holdout import is_held_out
 from tests.corpora import NEGATIVE, corpus, negatives
 from tests.helpers import commit_table
 from training import record, sequence
-from training.batches import Batches, Recent, Rows, Sample, prefetch
+from training.batches import Batches, Recent, Sample, prefetch
 from training.recipes import AdaptorConfig, adaptor_tiny
+from training.shards import Rows
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +185,36 @@ def test_a_worker_reads_its_share_of_the_corpus_and_each_byte_once(tmp_path: Pat
     assert all(len(share) == len(set(share)) <= 2 for share in shares), "each file once"
     files = [ref.path for ref in Dataset(url).snapshot("images").shards.values()]
     assert sorted(path for share in shares for path in share) == sorted(files)[-7:], "no file by two workers; the first was rejected"
+
+
+def test_first_rows_of_large_shards_do_not_wait_for_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = adaptor_tiny()
+    url = corpus(tmp_path / "c", photos=8, per_shard=4)
+    own = replace(tiny, input=url, negatives=None, negatives_weight=0.0, batch=replace(tiny.batch, crop_px=64, exclude_heldout=False))
+    waiting = batches(own)
+    expected = [waiting.ground_truth(position)[1:] for position in range(12)]
+    go_on, real = Event(), Dataset.read
+
+    def slow(dataset: Dataset, ref: ShardRef, columns: list[str] | None = None) -> pa.Table:
+        assert ref.table != "images" or go_on.wait(60)
+        return real(dataset, ref, columns)
+
+    monkeypatch.setattr(Dataset, "read", slow)
+    monkeypatch.setattr("training.batches.LARGE_BYTES", 0)
+    own_lanes, spoilt = batches(own), batches(own)
+    for position in range(12):
+        if position == 6:
+            go_on.set()
+        _, row, crop_HWC = own_lanes.ground_truth(position)
+        assert row == expected[position][0]
+        assert np.array_equal(crop_HWC, expected[position][1])
+    go_on.clear()
+    for ref in Dataset(url).snapshot("images").shards.values():
+        with Path(url, ref.path).open("ab") as file:
+            file.write(b"\0")  # the footer is not where it was: no row can be proved
+    go_on.set()
+    with pytest.raises(AlteredFile, match="was altered after its commit"):
+        spoilt.ground_truth(0)
 
 
 def test_a_corpus_without_usable_rows_teaches(config: AdaptorConfig) -> None:

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from supir_model import images
+from supir_model.crops import Crop
 from tests.corpora import corpus
 from training import record
 from training.batches import Batches
@@ -23,7 +24,7 @@ from training.size_condition import size_ids
 def test_the_pixels_that_it_names_are_the_crops(mirrored: bool, short_side_px: int | None) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (130, 210, 3)).astype(np.uint8)
     data, crop_px, u_y, u_x = images.encode_png(pixels), 64, 0.3, 0.8
-    found = size_ids(data, short_side_px, crop_px, u_y, u_x, mirrored)
+    found = size_ids(data, Crop(size_px=crop_px, short_side_px=short_side_px, u_y=u_y, u_x=u_x, mirrored=mirrored))
     assert found[:2] == (130, 210)
     assert found[4:] == (64, 64)
     resized = images.resize_short_side(pixels, short_side_px or 130)
@@ -36,7 +37,7 @@ def test_a_turned_photograph_is_measured_upright() -> None:
     out, exif = io.BytesIO(), Image.Exif()
     exif[images.ORIENTATION_TAG] = 6
     Image.new("RGB", (200, 100)).save(out, "JPEG", exif=exif)
-    assert size_ids(out.getvalue(), None, 64, 0.0, 0.0, False)[:2] == (200, 100) == images.decode(out.getvalue()).rgb_HWC.shape[:2]
+    assert size_ids(out.getvalue(), Crop(size_px=64))[:2] == (200, 100) == images.decode(out.getvalue()).rgb_HWC.shape[:2]
 
 
 def test_samples_bring_it_where_the_recipe_says_so(tmp_path: Path) -> None:
