@@ -7,7 +7,8 @@ One process on one core, so that no side has more of the machine than another (`
 of its own can use); OpenCV and torch with one thread.
 
 - `ours` is `training.batches.Batches`: the exact, resumable global sequence over committed shards, with their hashes verified; its
-  degradation and its mirroring are left out. It opens shards ahead in threads of its own.
+  degradation and its mirroring are left out. It opens shards ahead in threads of its own, and decodes no row below its crop
+  (supir_model/crops.py); `ours_whole` is the same with whole pictures decoded, as all others do it.
 - `loader` is a torch DataLoader that reads the same Parquet files in batches of rows, `webdataset` (where it is installed) that library
   on the same images in tar shards. Both shuffle in a buffer of 64, call the same decoder and verify nothing.
 - `decode` has the same files in memory and does nothing but decode and crop.
@@ -53,7 +54,7 @@ def photographs(folder: Path) -> list[bytes]:
     return made
 
 
-def build(url: str, pictures: list[bytes], count: int) -> None:
+def build(url: str, pictures: list[bytes], count: int, per_shard: int = PER_SHARD) -> None:
     """A dataset of images, all selected; every row is another file, by a comment of its own."""
     import hashlib
 
@@ -64,9 +65,9 @@ def build(url: str, pictures: list[bytes], count: int) -> None:
 
     dataset = Dataset(url)
     made: dict[str, list[Any]] = {"images": [], "selections": []}
-    for n, low in enumerate(range(0, count, PER_SHARD)):
+    for n, low in enumerate(range(0, count, per_shard)):
         images, selections = [], []
-        for i in range(low, min(low + PER_SHARD, count)):
+        for i in range(low, min(low + per_shard, count)):
             data = commented(pictures[i % len(pictures)], i)
             ids = {"image_id": hashlib.sha256(data).hexdigest(), "source_id": f"{i:032x}"}
             images.append({**ids, "bytes": data})
@@ -87,7 +88,7 @@ def commented(jpeg: bytes, number: int) -> bytes:
     return jpeg[:2] + b"\xff\xfe\x00\x06" + number.to_bytes(4, "big") + jpeg[2:]
 
 
-def ours(url: str, count: int, seed: int) -> Iterator[Any]:
+def ours(url: str, count: int, seed: int, *, whole: bool = False) -> Iterator[Any]:
     from dataclasses import replace
 
     from training import record
@@ -95,7 +96,7 @@ def ours(url: str, count: int, seed: int) -> Iterator[Any]:
     from training.recipes import encoder_tiny
 
     config = encoder_tiny()
-    options = replace(config.batch, crop_px=CROP_PX, short_side_px=SIDE_PX, lanes=4, cache_mb=0, exclude_heldout=False, flip=False)
+    options = replace(config.batch, crop_px=CROP_PX, short_side_px=SIDE_PX, lanes=4, cache_mb=int(whole), exclude_heldout=False, flip=False)
     config = replace(config, input=url, batch=options, seed=seed)
     batches = Batches(record.survey(config, captions=False).sources, seed=seed, options=options, world=1)
     for position in range(count):
@@ -205,7 +206,7 @@ def main(argv: list[str]) -> int:
         build(url, pictures, count)
         files = [commented(pictures[i % len(pictures)], i) for i in range(count)]
         sides |= {"decode": lambda seed: decode(files, seed), "ours": lambda seed: ours(url, count, seed)}
-        sides |= {"loader": lambda seed: loader(url, count, seed)}
+        sides |= {"ours_whole": lambda seed: ours(url, count, seed, whole=True), "loader": lambda seed: loader(url, count, seed)}
         if importlib.util.find_spec("webdataset"):
             write_tars(Path(tar_folder), pictures, count)
             sides |= {"webdataset": lambda seed: tars(Path(tar_folder), seed)}
