@@ -167,8 +167,7 @@ def _plain_jpeg(data: Encoded, image: Image.Image, info: ImageInfo, rows: int | 
     srgb = info.colour_profile == NO_PROFILE or "sRGB" in info.colour_profile
     if info.format != "JPEG" or image.mode != "RGB" or not srgb or not _tail(data).endswith(JPEG_END):
         return None
-    # an MPO has other pictures behind its first, of which the decoder would complain
-    fewer = None if rows is None or image.format != "JPEG" else with_fewer_rows(data, rows)
+    fewer = None if rows is None else with_fewer_rows(data, rows)
     first_HWC = None if fewer is None else _by_opencv(fewer)
     if first_HWC is not None and first_HWC.shape[1:] == (info.width, 3):
         return first_HWC

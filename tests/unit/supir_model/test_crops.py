@@ -76,7 +76,7 @@ def test_equal_where_the_file_is_damaged(how: dict[str, Any], crop: Crop, change
     assert_equal(bytes(data), crop)
 
 
-@pytest.mark.parametrize("tail", [b"", b"\0" * 100], ids=["whole", "padded"])
+@pytest.mark.parametrize("tail", [b"", b"\0" * 100, b"another picture" + b"\xff\xd9"], ids=["whole", "padded", "not alone"])
 @pytest.mark.parametrize("subsampling", ["444", "422", "420", "440", "411"])
 def test_a_sequential_jpeg_is_decoded_no_further_and_nothing_is_complained_of(
     subsampling: str, tail: bytes, capfd: pytest.CaptureFixture[str]
@@ -104,3 +104,4 @@ def test_a_broken_header_is_left_to_the_decoder() -> None:
     start = data.index(HEADER_END)
     assert all(with_fewer_rows(data[:end], 100) is None for end in range(2, start + 4))
     assert with_fewer_rows(data[:2] + b"junk" + data[2:], 100) is None
+    assert with_fewer_rows(data[:-2], 100) is None
