@@ -99,10 +99,12 @@ def parts(data: list[bytes]) -> dict[str, Callable[[], object]]:
     from pipelines.stages.measures import composition, compression, detail, edges, exposure, spectrum, text, tiles
     from supir_model.images import decode
 
-    rgb = [decode(one).rgb_HWC for one in data]
+    decoded = [decode(one) for one in data]
+    rgb, tables = [one.rgb_HWC for one in decoded], [one.info.luminance_table for one in decoded]
     grey = [tiles.luma(one) for one in rgb]
     small = [tiles.halved(one, tiles.SMALL_PX) for one in grey]
-    steps, laplacian = [tiles.steps(one) for one in grey], [detail.laplacian_tiles(one) for one in grey]
+    steps, halves = [tiles.steps(one) for one in grey], [tiles.upper_halves(one) for one in grey]
+    laplacian = [detail.laplacian_tiles(one) for one in halves]
 
     def light(rgb_HWC: Any, grey_HW: Any) -> None:
         levels, colours = exposure.levels(grey_HW), exposure.some_colours(rgb_HWC)
@@ -114,10 +116,11 @@ def parts(data: list[bytes]) -> dict[str, Callable[[], object]]:
 
     return {
         "decode": each(decode, data), "luma": each(tiles.luma, rgb), "steps": each(tiles.steps, grey),
-        "sharpness": each(lambda g: detail.sharpness(detail.laplacian_tiles(g)), grey), "flatness": each(detail.flatness, grey),
-        "noise": each(detail.noise, grey), "overshoot": each(edges.overshoot, grey),
+        "halves of tiles": each(tiles.upper_halves, grey),
+        "sharpness": each(lambda h: detail.sharpness(detail.laplacian_tiles(h)), halves), "flatness": each(detail.flatness, halves),
+        "noise": each(detail.noise, halves), "overshoot": each(edges.overshoot, grey),
         "cutoff": each(lambda g, tile: spectrum.cutoff(g, tile, 1.0), grey, laplacian), "blockiness": each(compression.blockiness, steps),
-        "jpeg_quality": each(compression.jpeg_quality, data), "exposure, colour": each(light, rgb, grey),
+        "jpeg_quality": each(compression.jpeg_quality, tables), "exposure, colour": each(light, rgb, grey),
         "border_px": each(composition.border_px, grey), "seam": each(composition.seam, steps), "repeats": each(composition.repeats, steps),
         "halved": each(lambda g: tiles.halved(g, tiles.SMALL_PX), grey), "text_area": each(text.text_area, small),
         "phash": each(measure_hashes, small),

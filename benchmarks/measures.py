@@ -97,7 +97,8 @@ def table(pictures: list[Rgb]) -> dict[str, dict[str, list[float]]]:
     from pipelines.stages.measures import measure, tiles
 
     def columns(some: list[Rgb]) -> dict[str, np.ndarray]:
-        rows = [measure(one, grey := tiles.luma(one), tiles.halved(grey, tiles.SMALL_PX), b"") for one in map(np.ascontiguousarray, some)]
+        rows = [measure(one, grey := tiles.luma(one), tiles.halved(grey, tiles.SMALL_PX), 0, None)
+                for one in map(np.ascontiguousarray, some)]
         return {name: np.array([row[name] for row in rows if row[name] is not None], float) for name in rows[0]}
 
     found = {name: columns([degrade(one) for one in pictures]) for name, degrade in DEGRADED.items()}

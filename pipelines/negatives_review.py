@@ -81,9 +81,10 @@ def _measured(rgb_HWC: NDArray[Any]) -> dict[str, float]:
     from pipelines.stages.measures import detail, spectrum, tiles
 
     grey_HW = tiles.luma(rgb_HWC)
-    laplacian = detail.laplacian_tiles(grey_HW)
-    return {"sharpness": detail.sharpness(laplacian), "flatness": detail.flatness(grey_HW),
-            "cutoff": spectrum.cutoff(grey_HW, laplacian, detail.noise(grey_HW))}
+    halves = tiles.upper_halves(grey_HW)
+    laplacian = detail.laplacian_tiles(halves)
+    return {"sharpness": detail.sharpness(laplacian), "flatness": detail.flatness(halves),
+            "cutoff": spectrum.cutoff(grey_HW, laplacian, detail.noise(halves))}
 
 
 def sheet(pairs: list[Pair]) -> NDArray[Any]:

@@ -63,6 +63,7 @@ class ImageInfo:
     height: int
     orientation: int
     colour_profile: str  # as srgb.profile_name
+    luminance_table: tuple[int, ...] | None = None  # 64 quantisation steps of a JPEG, row after row; None for other formats
 
     @property
     def upright_size(self) -> tuple[int, int]:
@@ -80,7 +81,6 @@ class Decoded:
 
 
 # ---------------------------------------------------------------- bytes -> pixels
-
 
 Encoded = bytes | memoryview
 """A file's bytes; a view of them is read where it lies, without a copy."""
@@ -221,12 +221,14 @@ def _read_info(image: Image.Image) -> ImageInfo:
     width, height = image.size
     if image.format == "TIFF":  # Pillow's size is the upright one here
         width, height = (int(image.tag_v2[tag]) for tag in (256, 257))  # type: ignore[attr-defined]
+    tables: dict[int, list[int]] = getattr(image, "quantization", {})
     return ImageInfo(
         format="JPEG" if image.format == "MPO" else str(image.format),  # MPO: a phone's JPEG, more pictures behind it
         width=width,
         height=height,
         orientation=_orientation(image),
         colour_profile=profile_name(image),
+        luminance_table=tuple(tables[min(tables)]) if tables else None,
     )
 
 

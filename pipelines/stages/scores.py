@@ -76,14 +76,15 @@ class Scores(TravelsAsFields):
         from supir_model.images import ImageError, decode
 
         try:
-            rgb_HWC = decode(row["bytes"], max_pixels=self.max_pixels).rgb_HWC
+            decoded = decode(row["bytes"], max_pixels=self.max_pixels)
         except ImageError as error:
             return Outcome(row["source_id"], "failed", error.code, str(error))
+        rgb_HWC = decoded.rgb_HWC
         height, width = rgb_HWC.shape[:2]
         grey_HW = luma(rgb_HWC)
         small_HW = halved(grey_HW, SMALL_PX)
         scores = {"image_id": row["image_id"], "source_id": row["source_id"], "width": width, "height": height,
-                  "short_side": min(width, height), **measure(rgb_HWC, grey_HW, small_HW, row["bytes"]),
+                  "short_side": min(width, height), **measure(rgb_HWC, grey_HW, small_HW, len(row["bytes"]), decoded.info.luminance_table),
                   **measure_hashes(small_HW), "measured_by": f"{self.name} {self.version}"}
         return scores, [judge.prepare(rgb_HWC) for judge in self.judges]
 

@@ -1,4 +1,4 @@
-"""What is measured of a picture: pure functions of its pixels (`rgb_HWC`, uint8 sRGB, upright, native resolution) and its bytes.
+"""What is measured of a picture: pure functions of its pixels (`rgb_HWC`, uint8 sRGB, upright, native resolution) and its file.
 
 docs/data.md says what each column means, its range and its source, and shows how photographs are distributed.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
 MEASURES = (
@@ -16,21 +18,23 @@ MEASURES = (
 )
 
 
-def measure(rgb_HWC: NDArray[Any], grey_HW: NDArray[Any], small_HW: NDArray[Any], data: bytes) -> dict[str, float | None]:
-    """Every one of MEASURES of a picture, its luma (tiles.luma), that halved to below
-    tiles.SMALL_PX, and its encoded bytes; None where one does not apply."""
+def measure(rgb_HWC: NDArray[Any], grey_HW: NDArray[Any], small_HW: NDArray[Any], size_bytes: int,
+            luminance_table: Sequence[int] | None) -> dict[str, float | None]:
+    """Every one of MEASURES of a picture, its luma (tiles.luma), that halved to below tiles.SMALL_PX, the size of its file, and what a
+    JPEG's header says (supir_model.images.ImageInfo); None where one does not apply."""
     from pipelines.stages.measures import composition, compression, detail, edges, exposure, spectrum, text, tiles
 
     steps = tiles.steps(grey_HW)
-    laplacian = detail.laplacian_tiles(grey_HW)
-    sigma = detail.noise(grey_HW)
+    halves = tiles.upper_halves(grey_HW)
+    laplacian = detail.laplacian_tiles(halves)
+    sigma = detail.noise(halves)
     levels = exposure.levels(grey_HW)
     colours = exposure.some_colours(rgb_HWC)
     return {
-        "sharpness": detail.sharpness(laplacian), "flatness": detail.flatness(grey_HW), "noise": sigma,
+        "sharpness": detail.sharpness(laplacian), "flatness": detail.flatness(halves), "noise": sigma,
         "overshoot": edges.overshoot(grey_HW), "cutoff": spectrum.cutoff(grey_HW, laplacian, sigma),
-        "blockiness": compression.blockiness(steps), "jpeg_quality": compression.jpeg_quality(data),
-        "bits_per_pixel": compression.bits_per_pixel(data, rgb_HWC),
+        "blockiness": compression.blockiness(steps), "jpeg_quality": compression.jpeg_quality(luminance_table),
+        "bits_per_pixel": compression.bits_per_pixel(size_bytes, rgb_HWC),
         "dark_share": exposure.dark_share(levels), "bright_share": exposure.bright_share(levels), "entropy": exposure.entropy(levels),
         "colourfulness": exposure.colourfulness(colours), "saturation": exposure.saturation(colours),
         "border_px": composition.border_px(grey_HW), "seam": composition.seam(steps), "repeats": composition.repeats(steps),

@@ -12,6 +12,7 @@ from pipelines.stages.measures.tiles import Steps, rounded
 BAR_LEVELS = 12  # choice: grey levels within a bar, which compression disturbs
 BAR_EDGE = 24  # choice: grey levels between a bar and the picture beside it
 BAR_SHARE = 0.5  # choice: of the line beside a bar that must differ so; a night sky ends gradually
+BAR_LINES = 32  # choice: looked at a time
 BAR_BLUR_PX = 8  # choice: the picture begins within a block of compression
 SEAM_STEP = 10  # choice: grey levels from one pixel to the next
 SEAM_THIN_PX = 3  # choice: a seam is one step; texture goes on beside it
@@ -31,8 +32,12 @@ def _bar(lines_NW: NDArray[Any]) -> int:
     level = float(np.median(lines_NW[0]))
     most = len(lines_NW) // 2
     count = 0
-    while count < most and max(level - int(lines_NW[count].min()), int(lines_NW[count].max()) - level) <= BAR_LEVELS:
-        count += 1
+    while count < most:
+        some_NW = lines_NW[count:min(count + BAR_LINES, most)]
+        is_tone_N = (level - some_NW.min(axis=1) <= BAR_LEVELS) & (some_NW.max(axis=1) - level <= BAR_LEVELS)
+        count += len(is_tone_N) if is_tone_N.all() else int(is_tone_N.argmin())
+        if not is_tone_N.all():
+            break
     if not 0 < count < most:
         return 0
     beyond_NW = np.abs(lines_NW[count:count + BAR_BLUR_PX].astype(np.int16) - level) > BAR_EDGE

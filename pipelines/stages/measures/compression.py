@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import io
+from collections.abc import Sequence
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -40,27 +41,20 @@ def _excess(steps_HW: NDArray[Any], axis: int) -> float:
     return float((first - second) / (second + VISIBLE))
 
 
-def jpeg_quality(data: bytes) -> float | None:
-    """1..100 as libjpeg counts, from the luminance table in the file's header; None for what is no JPEG.
+def jpeg_quality(luminance_table: Sequence[int] | None) -> float | None:
+    """1..100 as libjpeg counts, from the luminance table in a file's header (supir_model.images.ImageInfo); None for what has none.
 
     The median over coefficients, so that other encoders' tables get the nearest of libjpeg's qualities. Tells of the last encoding
     alone: a poor picture that was saved again at 95 says 95.
     """
-    from PIL import Image
-
-    if not data.startswith(b"\xff\xd8\xff"):
+    if not luminance_table:
         return None
-    with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
-        tables: dict[int, list[int]] = getattr(image, "quantization", {})
-    if not tables:
-        return None
-    table = np.array(tables[min(tables)])
-    free = table < 255  # where libjpeg did not have to cut off
-    scale = float(np.median(100 * table[free] / np.array(LUMINANCE_TABLE)[free])) if free.any() else 5000.0  # percent
+    free = [100 * step / base for step, base in zip(luminance_table, LUMINANCE_TABLE, strict=True) if step < 255]  # not cut off by libjpeg
+    scale = median(free) if free else 5000.0  # percent
     quality = 100 - scale / 2 if scale <= 100 else 5000 / scale  # libjpeg's jpeg_quality_scaling, turned round
-    return rounded(np.clip(quality, 1, 100))
+    return rounded(min(max(quality, 1), 100))
 
 
-def bits_per_pixel(data: bytes, rgb_HWC: NDArray[Any]) -> float:
+def bits_per_pixel(size_bytes: int, rgb_HWC: NDArray[Any]) -> float:
     """Bits of the file for each pixel, whatever its format; 24 for no compression."""
-    return rounded(8 * len(data) / (rgb_HWC.shape[0] * rgb_HWC.shape[1]))
+    return rounded(8 * size_bytes / (rgb_HWC.shape[0] * rgb_HWC.shape[1]))

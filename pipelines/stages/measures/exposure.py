@@ -41,7 +41,8 @@ def entropy(shares: NDArray[Any]) -> float:
 
 def some_colours(rgb_HWC: NDArray[Any]) -> NDArray[Any]:
     """Every eighth pixel of every eighth row."""
-    return np.ascontiguousarray(rgb_HWC[::PIXELS, ::PIXELS])
+    pixels_HW = rgb_HWC.view("V3")[::PIXELS, ::PIXELS]  # measured: copied as wholes in half of the time
+    return np.ascontiguousarray(pixels_HW).view(np.uint8)
 
 
 def colourfulness(some_HWC: NDArray[Any]) -> float:

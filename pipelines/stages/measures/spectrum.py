@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -35,12 +36,17 @@ def cutoff(grey_HW: NDArray[Any], laplacian: NDArray[Any], sigma: float) -> floa
 def _power(lines_NLW: NDArray[Any], sigma: float) -> NDArray[Any]:
     """Mean power spectrum of lines of pixels, without the floor of rounding and noise."""
     length = lines_NLW.shape[2]
-    window = np.hanning(length + 2)[1:-1].astype(np.float32)
+    window = _window(length)
     lines = lines_NLW.reshape(-1, length).astype(np.float32)
     lines -= lines.mean(axis=1, keepdims=True)
     spectrum = np.fft.rfft(lines * window)
     power = (spectrum.real**2 + spectrum.imag**2).mean(axis=0)
     return np.maximum(power - (ROUNDING + sigma**2) * float((window**2).sum()), 0.0)
+
+
+@cache
+def _window(length: int) -> NDArray[Any]:
+    return np.asarray(np.hanning(length + 2)[1:-1], np.float32)
 
 
 def _reach(power: NDArray[Any]) -> float:

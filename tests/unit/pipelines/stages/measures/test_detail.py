@@ -16,7 +16,15 @@ def grey(value_HW: NDArray[np.generic]) -> NDArray[np.uint8]:
 
 
 def sharpness(grey_HW: NDArray[np.uint8]) -> float:
-    return detail.sharpness(detail.laplacian_tiles(grey_HW))
+    return detail.sharpness(detail.laplacian_tiles(tiles.upper_halves(grey_HW)))
+
+
+def flatness(grey_HW: NDArray[np.uint8]) -> float:
+    return detail.flatness(tiles.upper_halves(grey_HW))
+
+
+def noise(grey_HW: NDArray[np.uint8]) -> float:
+    return detail.noise(tiles.upper_halves(grey_HW))
 
 
 def test_sharpness_of_a_chessboard_is_its_closed_form() -> None:
@@ -30,31 +38,45 @@ def test_flatness_counts_tiles() -> None:
     rng = np.random.default_rng(0)
     half_HW = np.full((256, 512), 128)
     half_HW[:, :256] = rng.integers(0, 256, (256, 256))
-    assert detail.flatness(grey(half_HW)) == 0.5 - 2 / 8  # the two tiles beside the noise hold its edge
-    assert detail.flatness(grey(np.full((100, 60), 3))) == 1  # smaller than a tile: one tile
+    assert flatness(grey(half_HW)) == 0.5 - 2 / 8  # the two tiles beside the noise hold its edge
+    assert flatness(grey(np.full((100, 60), 3))) == 1  # smaller than a tile: one tile
     ramp_HW = np.broadcast_to(np.arange(512) / 2, (256, 512))
-    assert detail.flatness(grey(ramp_HW)) == 1  # an even gradient is as flat as a clear sky
+    assert flatness(grey(ramp_HW)) == 1  # an even gradient is as flat as a clear sky
 
 
 @pytest.mark.parametrize("sigma", [2, 5, 15])
 def test_noise_of_known_strength_is_found(sigma: float) -> None:
     noisy_HW = np.random.default_rng(1).normal(128, sigma, (512, 512)).round()
-    assert detail.noise(grey(noisy_HW)) == pytest.approx(np.hypot(sigma, np.sqrt(1 / 12)), rel=0.06)  # the lowest tenth of 64 tiles
+    assert noise(grey(noisy_HW)) == pytest.approx(np.hypot(sigma, np.sqrt(1 / 12)), rel=0.06)  # the lowest tenth of 64 tiles
 
 
 def test_noise_is_not_asked_of_what_is_black_or_white() -> None:
-    assert detail.noise(grey(np.zeros((256, 256)))) == 0
+    assert noise(grey(np.zeros((256, 256)))) == 0
     half_HW = np.random.default_rng(1).normal(128, 5, (256, 256))
     half_HW[:, :160] = 255
-    assert detail.noise(grey(half_HW)) == pytest.approx(5, rel=0.1)
+    assert noise(grey(half_HW)) == pytest.approx(5, rel=0.1)
 
 
-def test_bands_give_what_the_whole_picture_gives() -> None:
-    """The rows above and below a band are those of the picture, so no filter sees an edge that is none."""
+@pytest.mark.parametrize("filtered_bytes", [1, tiles.HALVES_BYTES])  # tiles one after another, and side by side
+def test_halves_of_tiles_give_what_the_whole_picture_gives(filtered_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pixels around a half are those of the picture, so no filter sees an edge that is none."""
+    monkeypatch.setattr(tiles, "HALVES_BYTES", filtered_bytes)
     grey_HW = tiles.luma(crops()[0])[:300, :400]
     whole_HW = cv2.Laplacian(grey_HW, cv2.CV_64F, ksize=1)
     expected = [[whole_HW[y:y + 64, x:x + 128].var() for x in (0, 128, 256)] for y in (0, 128)]
-    np.testing.assert_allclose(detail.laplacian_tiles(grey_HW), expected, rtol=1e-5)  # sums in float32
+    halves = tiles.upper_halves(grey_HW)
+    assert len(halves) == (2 if filtered_bytes == 1 else 1)
+    np.testing.assert_allclose(detail.laplacian_tiles(halves), expected, rtol=1e-5)  # sums in float32
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (2, 2), (64, 5), (65, 300), (127, 129), (256, 40)])
+def test_halves_of_tiles_hold_the_pixels_around_them(size: tuple[int, int]) -> None:
+    grey_HW = np.random.default_rng(0).integers(0, 256, size).astype(np.uint8)
+    padded_HW = cv2.copyMakeBorder(grey_HW, 1, 1, 1, 1, cv2.BORDER_REFLECT_101)
+    tall, rows = min(size[0], 128), min(size[0], 64)
+    expected = [padded_HW[top:top + rows + 2] for top in range(0, size[0] - tall + 1, tall)]
+    found = [group[:, place] for group in tiles.upper_halves(grey_HW) for place in range(group.shape[1])]
+    np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 64, 1000])
