@@ -28,19 +28,19 @@ def cutoff(grey_HW: NDArray[Any], laplacian: NDArray[Any], sigma: float) -> floa
     best = np.argsort(-laplacian.ravel(), kind="stable")[:TILES]
     corners = [(tall * (int(i) // laplacian.shape[1]), wide * (int(i) % laplacian.shape[1])) for i in best]
     tiles_NHW = np.stack([grey_HW[y:y + tall, x:x + wide] for y, x in corners])
-    across = _power(tiles_NHW[:, ::EVERY], sigma)
-    down = _power(tiles_NHW[:, :, ::EVERY].transpose(0, 2, 1), sigma)
-    return rounded(min(_reach(across), _reach(down)))
+    across_NW, down_NH = tiles_NHW[:, ::EVERY].reshape(-1, wide), tiles_NHW[:, :, ::EVERY].transpose(0, 2, 1).reshape(-1, tall)
+    both = [np.stack([across_NW, down_NH])] if tall == wide else [across_NW[None], down_NH[None]]
+    return rounded(min(_reach(one) for lines_DNL in both for one in _power(lines_DNL, sigma)))
 
 
-def _power(lines_NLW: NDArray[Any], sigma: float) -> NDArray[Any]:
-    """Mean power spectrum of lines of pixels, without the floor of rounding and noise."""
-    length = lines_NLW.shape[2]
-    window = _window(length)
-    lines = lines_NLW.reshape(-1, length).astype(np.float32)
-    lines -= lines.mean(axis=1, keepdims=True)
-    spectrum = np.fft.rfft(lines * window)
-    power = (spectrum.real**2 + spectrum.imag**2).mean(axis=0)
+def _power(lines_DNL: NDArray[Any], sigma: float) -> NDArray[Any]:
+    """(D, frequencies): mean power spectrum of N lines of pixels in each direction, without the floor of rounding and noise."""
+    window = _window(lines_DNL.shape[2])
+    lines = lines_DNL.astype(np.float32)
+    lines -= lines.mean(axis=2, keepdims=True)
+    lines *= window
+    spectrum = np.fft.rfft(lines)
+    power = (spectrum.real**2 + spectrum.imag**2).mean(axis=1)
     return np.maximum(power - (ROUNDING + sigma**2) * float((window**2).sum()), 0.0)
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 SMALL_PX = 768  # choice: what is measured of composition alone is measured of a picture that was halved to below this
 TILE_PX = 128  # choice: larger than a face's features, smaller than a sky
 HALF_TILE_PX = TILE_PX // 2  # choice: the upper half of a tile tells as much of it in half of the time
-HALVES_BYTES = 1 << 18  # choice: of the picture, filtered at a time: with what comes of it it stays in the cache
+HALVES_BYTES = 1 << 19  # choice: of the picture, filtered at a time: with what comes of it it stays in the cache
 DIGITS = 5  # so that the last bits of one machine's vector instructions do not change a content digest
 
 
