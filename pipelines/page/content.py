@@ -35,10 +35,10 @@ class FlowStep:
 
 @dataclass(frozen=True, kw_only=True)
 class Flow:
-    """The ledger: steps from left to right; `ends` split what the last step holds."""
+    """The ledger: steps from left to right; `ends`, where there are some, split what the last step holds."""
 
     steps: list[FlowStep]
-    ends: list[tuple[str, int]]
+    ends: list[tuple[str, int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)

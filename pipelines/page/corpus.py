@@ -141,7 +141,7 @@ def flow_of(dataset: Dataset) -> Flow | None:
     if dataset.has("selections"):
         steps.append(FlowStep(label="read", count=read.accepted, lost=_not_kept(dataset, read.accepted)))
     last = steps[-1].count - sum(lost.count for lost in steps[-1].lost)
-    return Flow(steps=[*steps, FlowStep(label="kept", count=last)], ends=[("kept", last)])
+    return Flow(steps=[*steps, FlowStep(label="kept", count=last)])
 
 
 def _not_kept(dataset: Dataset, count: int) -> list[Lost]:

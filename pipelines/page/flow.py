@@ -17,7 +17,7 @@ LOSS_X = 120  # where the label of a loss stands, right of its step
 def draw(flow: Flow) -> Html:
     """The whole figure, with a description for those who do not see it."""
     scale = TRUNK / max(1, flow.steps[0].count)
-    step_x = (WIDTH - RIGHT - LEFT - NODE) / max(1, len(flow.steps))
+    step_x = (WIDTH - RIGHT - LEFT - NODE) / max(1, len(flow.steps) - (not flow.ends))
     xs = [LEFT + step_x * n for n in range(len(flow.steps) + 1)]
     rows = max((len(step.lost) for step in flow.steps), default=0)
     height = TOP + TRUNK + (DROP + rows * ROW if rows else 20)
@@ -35,7 +35,7 @@ def draw(flow: Flow) -> Html:
 def describe(flow: Flow) -> str:
     """The figure in one sentence."""
     steps = ", ".join(f"{step.label} {step.count}" + _lost_words(step) for step in flow.steps)
-    return f"{steps}; " + ", ".join(f"{label} {count}" for label, count in flow.ends)
+    return steps + ("; " + ", ".join(f"{label} {count}" for label, count in flow.ends) if flow.ends else "")
 
 
 def _lost_words(step: FlowStep) -> str:

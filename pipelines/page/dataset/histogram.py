@@ -10,6 +10,16 @@ from pipelines.page.markup import Html, join, tag, words
 WIDTH, HEIGHT = 460, 170  # choice: two side by side on a page of 1040
 LEFT, RIGHT, TOP, BOTTOM = 6, 6, 26, 24
 PLOT_W, PLOT_H = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
+MEANINGS = {  # in a few words what docs/data.md defines
+    "short_side": "pixels", "sharpness": "of the sharper tiles", "flatness": "share of tiles without detail",
+    "noise": "grey levels", "overshoot": "halos beside edges", "cutoff": "true resolution, 1 is full",
+    "blockiness": "traces of 8 x 8 blocks", "jpeg_quality": "of the last saving", "bits_per_pixel": "of the file",
+    "dark_share": "share of black", "bright_share": "share of white", "entropy": "bits of the tones",
+    "colourfulness": "0 grey, 45 quite, 100 extremely", "saturation": "0 grey, 1 pure", "border_px": "pixels of frame",
+    "seam": "straight line across, 1 is all of it", "repeats": "share of equal neighbours", "text_area": "share under lines of text",
+    "face_count": "faces", "face_px": "pixels, the largest face", "aesthetic": "1 to 10", "nsfw": "probability", "watermark": "probability",
+    "phash_quality": "how clear the perceptual hash is",
+}  # fmt: skip
 
 
 def draw(measure: Measure) -> Html:
@@ -29,8 +39,8 @@ def draw(measure: Measure) -> Html:
     drawing = tag(
         "svg", tag("title", describe(measure)), *bars, axis, _ends(measure), *_limits(measure), viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img"
     )
-    scale = tag("span", " logarithmic") if measure.logarithmic else ""
-    return tag("figure", tag("figcaption", tag("b", words(measure.name)), scale), drawing, class_="chart histogram")
+    meaning = MEANINGS.get(measure.name, "") + (" (logarithmic)" if measure.logarithmic else "")
+    return tag("figure", tag("figcaption", tag("b", words(measure.name)), tag("span", meaning)), drawing, class_="chart histogram")
 
 
 def describe(measure: Measure) -> str:

@@ -96,7 +96,10 @@ def _sheets(page: DatasetPage) -> Html:
 
 def _sheet(sheet: Sheet) -> Html:
     summary = tag(
-        "summary", tag("b", words(sheet.title)), tag("span", f" {sheet.count:,}", class_="count"), tag("small", f" {sheet.status}")
+        "summary",
+        tag("b", words(sheet.title)),
+        tag("span", f" {sheet.count:,}", class_="count"),
+        tag("small", f" {sheet.status}") if sheet.status != sheet.title else "",
     )
     said = tag("ul", *(tag("li", message) for message in sheet.messages)) if sheet.messages else ""
     shown = tag("div", *map(_shown, sheet.pictures), class_="sheet") if sheet.pictures else ""
@@ -211,7 +214,8 @@ def _versions(page: DatasetPage) -> Html:
 
 
 def _shown(one: Shown) -> Html:
-    return tag("figure", image(one.picture, loading="lazy"), tag("figcaption", one.note), class_=None if one.kept else "out")
+    note = tag("figcaption", one.note, title=one.note)  # of a long name two lines are shown
+    return tag("figure", image(one.picture, loading="lazy"), note, class_=None if one.kept else "out")
 
 
 __all__ = ["all_sections", "footer", "header"]

@@ -21,7 +21,7 @@ from pipelines.page.build import MOST_BYTES, build
 from pipelines.page.dataset import card, measure
 from pipelines.page.dataset.collect import collect, origin, removed, shares
 from pipelines.page.dataset.content import DatasetPage, Limit, Share
-from pipelines.page.dataset.histogram import describe
+from pipelines.page.dataset.histogram import MEANINGS, describe
 from pipelines.page.dataset.said import said_twice
 from pipelines.page.dataset.sample import Sample, evenly
 from pipelines.recipes.curate import tiny as curate_tiny
@@ -122,6 +122,7 @@ def test_thresholds_are_those_of_the_selection(page: DatasetPage, dataset: Datas
     short = next(one for one in page.measures if one.name == "short_side")
     assert [shown.kept for shown in short.near][:1] == [False], "the smallest picture lies on the wrong side"
     assert "too_small below 256" in describe(short)
+    assert {one.name for one in page.measures} <= set(MEANINGS), "a measure is said in words too"
 
 
 def test_fates_groups_and_shares(page: DatasetPage, dataset: Dataset) -> None:

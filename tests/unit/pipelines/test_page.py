@@ -108,6 +108,8 @@ def test_flow_is_drawn_and_described() -> None:
     assert "asked for 10 (lost: too small 2, truncated 1), kept 7; learn 5, held 2" in drawing
     assert drawing.count('class="ribbon ') == 5, "one on, two lost, two ends"
     assert "nan" not in drawing
+    alone = draw_flow(Flow(steps=[FlowStep(label="asked for", count=7), FlowStep(label="kept", count=7)]))
+    assert (alone.count('class="ribbon '), alone.count(" kept<")) == (1, 1), "what does not split is told once"
 
 
 def test_curves_survive_odd_values() -> None:
