@@ -73,6 +73,8 @@ class ZeroEngine:
         self.optimizer_step = 0
         self._device = device
         _without_compiled_collectives()
+        if device.type == "cpu":
+            _gather_by_broadcasts()
         _ensure_group(device)
         self._named = {name: p for name, p in step.named_parameters() if p.requires_grad}
         config = deepspeed_config(options, optimizer, micro_batch=micro_batch, accumulation=accumulation, device=device)
@@ -193,6 +195,29 @@ class ZeroEngine:
 def _without_compiled_collectives() -> None:
     """On a CPU DeepSpeed would compile a shared-memory collective at start; gloo does without, and needs no compiler."""
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def _gather_by_broadcasts() -> None:
+    """Have DeepSpeed's stages 1 and 2 give the updated weights to all workers by `broadcast_parts`; `allgather_partitions` does nothing."""
+    from deepspeed.runtime.zero import stage_1_and_2
+
+    assert hasattr(stage_1_and_2, "all_gather_dp_groups"), "this DeepSpeed gathers in another way: look for what took its place"
+    stage_1_and_2.all_gather_dp_groups = broadcast_parts
+
+
+def broadcast_parts(*, partitioned_param_groups: list[list[torch.Tensor]], dp_process_group: list[Any], **_: Any) -> None:
+    """Every worker's part of each parameter group to all workers, all at once.
+
+    Measured (docs/results/step.md): through gloo a third of the time of `all_gather_into_tensor`, which copies on its way.
+    """
+    works = [
+        dist.broadcast(part, dist.get_global_rank(group, rank), group, async_op=True)
+        for parts, group in zip(partitioned_param_groups, dp_process_group, strict=True)
+        for rank, part in enumerate(parts)
+        if len(parts) > 1
+    ]
+    for work in works:
+        work.wait()
 
 
 def _ensure_group(device: torch.device) -> None:
