@@ -113,7 +113,7 @@ def _matches(part: Part, values: tuple[NDArray[Any], NDArray[Any]], words: tuple
     words_N4, tests = words
     theirs = part.keys(values[1], mask)
     order = np.argsort(theirs, kind="stable")
-    theirs, marks = theirs[order], marked(theirs)
+    theirs, marks = theirs[order], marked([theirs], len(theirs))
     rows: list[NDArray[Any]] = [np.zeros(0, np.int64)]
     owners: list[NDArray[Any]] = [np.zeros(0, np.int64)]
     for low in range(0, len(words_N4), CHUNK):

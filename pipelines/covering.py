@@ -11,6 +11,7 @@ E hashes, `words_E4`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -22,6 +23,7 @@ from pipelines.stages.hashes import HASH_BITS, WORDS
 
 MIX = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: its multiples spread over the upper bits (Knuth, TAOCP 6.4)
 CHUNK = 1 << 15  # choice: keys made at a time; they stay in the cache
+SPARE_BITS, MOST_MARK_BITS = 5, 31  # measured: one in 32 to 64 of what is looked up is taken for marked by chance; 256 MB at the most
 FEWEST_PARTS, MOST_PARTS = 4, 8  # a part of four times 16 bits fills a uint64; keys of 32 bits, and of 16
 LOOK_NS, SORT_NS, PAIR_NS = 13, 60, 250  # measured at a million: a hash looked up, one sorted, a pair compared (memory far apart)
 
@@ -80,14 +82,21 @@ def chosen_parts(certain: int, indexed: int, looked_up: int) -> tuple[Part, ...]
     return parts(min(range(FEWEST_PARTS, MOST_PARTS + 1), key=cost), certain)
 
 
-def marked(keys: NDArray[Any]) -> NDArray[Any]:
-    """bool (2**n,): at the upper n bits of these keys true; n so that few others fall on them."""
-    bits = min(max(len(keys).bit_length() + 4, 10), 28)
-    marks = np.zeros(1 << bits, dtype=bool)
-    marks[keys >> np.uint64(64 - bits)] = True
+def marked(chunks: Iterable[NDArray[Any]], count: int) -> NDArray[Any]:
+    """uint8 (2**n / 8,), a bit for each value of the upper n bits of a key, set for those of these `count` keys; n so that few others fall
+    on them. A bit each, not a byte: what is looked up at random stays in the cache."""
+    bits = min(max(count.bit_length() + SPARE_BITS, 10), MOST_MARK_BITS)
+    marks = np.zeros(1 << (bits - 3), np.uint8)
+    for keys in chunks:
+        place = keys >> np.uint64(64 - bits)
+        bit = place.astype(np.uint8) & 7
+        for one in range(8):
+            marks[place[bit == one] >> 3] |= 1 << one
     return marks
 
 
 def are_marked(keys: NDArray[Any], marks: NDArray[Any]) -> NDArray[Any]:
     """Positions of the keys that are, or look like, some of the marked ones."""
-    return np.flatnonzero(marks.take(keys >> np.uint64(65 - len(marks).bit_length())))
+    place = keys >> np.uint64(62 - len(marks).bit_length())
+    found = marks.take(place >> 3) >> (place.astype(np.uint8) & 7)
+    return np.flatnonzero((found & 1).view(np.bool_))

@@ -162,7 +162,8 @@ class _Search:
         """Key and entry of those that share a key with a picture itself; where only some ask, with a form of one that asks."""
         forms = self.words_NF4.shape[1]
         by_row = values.reshape(-1, forms)
-        marks = marked(part.keys(by_row[:, 0] if self.asks.all() else by_row[self.asks].ravel(), mask))
+        sought = by_row[:, 0] if self.asks.all() else by_row[self.asks].ravel()
+        marks = marked((part.keys(sought[low:low + CHUNK], mask) for low in range(0, len(sought), CHUNK)), len(sought))
         kept = []
         for low in range(0, len(values), CHUNK):
             keys = part.keys(values[low:low + CHUNK], mask)

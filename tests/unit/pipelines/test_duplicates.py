@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pipelines import duplicates
+from pipelines.covering import are_marked, marked
 from pipelines.duplicates import near_losers
 from pipelines.stages.hashes import mirrored, turned
 from tests.unit.pipelines.hash_rows import brute, flipped, forms, words
@@ -63,6 +64,14 @@ def test_crowds_cost_no_more_than_others() -> None:
     lost = losers(forms(np.concatenate([around, shared, equal])), 31)
     assert all(lost[row] == 1_500 for row in range(1_501, 101_500))
     assert len([row for row in lost if row < 1_000]) == 999
+
+
+@pytest.mark.parametrize("count", [1, 7, 5_000])
+def test_marks_miss_no_key_and_take_few_others_for_one(count: int) -> None:
+    keys, others = np.random.default_rng(count).integers(0, 2**64, (2, count), dtype=np.uint64)
+    marks = marked(np.array_split(keys, 3), count)
+    assert np.array_equal(are_marked(keys, marks), np.arange(count))
+    assert len(are_marked(others, marks)) <= count / 16
 
 
 def test_a_radius_that_is_none_is_told() -> None:
