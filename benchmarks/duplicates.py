@@ -60,6 +60,16 @@ def transforms() -> dict[str, Callable[[Any], Any]]:
         y, x = round((rgb.shape[0] - height) * top), round((rgb.shape[1] - width) * left)
         return rgb[y:y + height, x:x + width]
 
+    def cut(rgb: Any, top: float = 0.0, bottom: float = 0.0, left: float = 0.0, right: float = 0.0) -> Any:
+        height, width = rgb.shape[:2]
+        return rgb[round(height * top):round(height * (1 - bottom)), round(width * left):round(width * (1 - right))]
+
+    def rectangle(rgb: Any) -> Any:
+        rng = np.random.default_rng(rgb.size)
+        shares, places = rng.uniform(0.7, 1, 2), rng.random(2)
+        (top, left), (bottom, right) = (1 - shares) * places, (1 - shares) * (1 - places)
+        return cut(rgb, top, bottom, left, right)
+
     def bad(rgb: Any) -> Any:
         small = cv2.GaussianBlur(scaled(rgb, 0.25), (0, 0), 1).astype(np.float64)
         return jpeg(np.clip(small + np.random.default_rng(0).normal(0, 15, small.shape), 0, 255).astype(np.uint8), 30)
@@ -80,7 +90,12 @@ def transforms() -> dict[str, Callable[[Any], Any]]:
         "corner crop 95 %": lambda rgb: crop(rgb, 0.95, 0, 0), "corner crop 90 %": lambda rgb: crop(rgb, 0.9, 1, 1),
         "crop 95 % at any place": lambda rgb: crop(rgb, 0.95, *np.random.default_rng(rgb.size).random(2)),
         "crop 90 % at any place": lambda rgb: crop(rgb, 0.9, *np.random.default_rng(rgb.size).random(2)),
-        "5 % cut off below": lambda rgb: rgb[:round(rgb.shape[0] * 0.95)], "corner crop 75 %": lambda rgb: crop(rgb, 0.75, 1, 0),
+        "5 % cut off below": lambda rgb: cut(rgb, bottom=0.05), "10 % cut off below": lambda rgb: cut(rgb, bottom=0.1),
+        "20 % cut off below": lambda rgb: cut(rgb, bottom=0.2), "20 % cut off on the left": lambda rgb: cut(rgb, left=0.2),
+        "10 % cut off above, 20 % on the right": lambda rgb: cut(rgb, top=0.1, right=0.2),
+        "any rectangle, 70 to 100 % of each side": rectangle,
+        "any rectangle, mirrored, x0.5, JPEG 50": lambda rgb: jpeg(scaled(rectangle(rgb)[:, ::-1], 0.5), 50),
+        "corner crop 75 %": lambda rgb: crop(rgb, 0.75, 1, 0),
         "corner crop 75 %, mirrored, x0.5, JPEG 50": lambda rgb: jpeg(scaled(crop(rgb, 0.75, 0, 1)[:, ::-1], 0.5), 50),
         "cut to a square": lambda rgb: rgb[:min(rgb.shape[:2]), :min(rgb.shape[:2])],
         "crop 85 % at a third": lambda rgb: crop(rgb, 0.85, 0.33, 0.33), "centre crop 60 %": lambda rgb: crop(rgb, 0.6),
@@ -181,7 +196,7 @@ def skew(own_N4: Any, upper: Any) -> float:
 
 def index(count: int, radius: int, threads: int) -> dict[str, Any]:
     """Time and memory of `near_losers` on random hashes, and of their match with the forms of 100 test pictures."""
-    from pipelines.contamination import TestPictures, contaminated
+    from pipelines.contamination import TestPictures, boxes, contaminated
     from pipelines.covering import chosen_parts
     from pipelines.duplicates import CERTAIN, near_losers
     from pipelines.stages.hashes import CROPS
@@ -189,8 +204,9 @@ def index(count: int, radius: int, threads: int) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     forms = 2 + len(CROPS)
     words = rng.integers(0, 2**64, (count, forms, 4), dtype=np.uint64)
-    tests = TestPictures(names=[str(n) for n in range(100)], words_M4=rng.integers(0, 2**64, (100 * 1300, 4), dtype=np.uint64),
-                         owner_M=np.repeat(np.arange(100), 1300))
+    each = 2 * sum(1 for _ in boxes(1, 1))
+    tests = TestPictures(names=[str(n) for n in range(100)], words_M4=rng.integers(0, 2**64, (100 * each, 4), dtype=np.uint64),
+                         owner_M=np.repeat(np.arange(100), each))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start, cpu = time.perf_counter(), time.process_time()
     lost = sum(1 for _ in near_losers(words, np.arange(count), radius, threads))
@@ -201,7 +217,8 @@ def index(count: int, radius: int, threads: int) -> dict[str, Any]:
     return {"hashes": count, "forms": forms, "threads": threads, "seconds": round(seconds, 1), "cpu_seconds": round(cpu_s, 1),
             "tables": sum(len(part.masks) for part in chosen_parts(CERTAIN, count, count * (forms - 1))),
             "bytes_a_row_held": words.nbytes // count, "bytes_a_row_more_at_peak": round((after - before) * 1024 / count),
-            "lost": lost, "tests_seconds": round(time.perf_counter() - start, 1), "tests_matched": len(shown)}
+            "lost": lost, "forms_of_a_test_picture": each,
+            "tests_seconds": round(time.perf_counter() - start, 1), "tests_matched": len(shown)}
 
 
 def main(argv: list[str]) -> int:

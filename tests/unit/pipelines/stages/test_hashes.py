@@ -6,6 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
+from pipelines.contamination import boxes
+from pipelines.corpus_facts import EXCLUDE_RADIUS
 from pipelines.stages.hashes import (
     LEAST_QUALITY,
     cropped_hashes,
@@ -84,6 +86,15 @@ def test_crops_at_the_middle_and_the_corners_are_near_to_the_column_of_crops(gre
             assert distance(crops, hashed(cropped)).min() <= RADIUS
         corner = (spans(0.8, [0])[0], spans(0.8, [1])[0])
         assert distance(cropped_hashes(grey, [corner]), hashed(_corner(grey, 0.8))).min() <= RADIUS
+
+
+def test_a_rectangle_cut_anywhere_is_near_to_a_box_of_a_test_picture(greys: list[np.ndarray]) -> None:
+    for grey in greys[:3]:
+        forms = cropped_hashes(grey, boxes(*grey.shape))
+        for top, bottom, left, right in ((0.1, 0, 0, 0.2), (0, 0.05, 0.12, 0.1), (0.02, 0.22, 0.05, 0)):
+            height, width = grey.shape
+            cropped = grey[round(height * top):round(height * (1 - bottom)), round(width * left):round(width * (1 - right))]
+            assert flipped_distance(forms, hashed(cropped[:, ::-1])).min() <= EXCLUDE_RADIUS
 
 
 def test_flat_pictures_are_known_and_any_size_has_a_hash(greys: list[np.ndarray]) -> None:
