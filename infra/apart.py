@@ -29,7 +29,10 @@ class NotProved(Exception):
 
 
 class RowsApart:
-    """The rows of one shard, by image id: a row group is read for each image. Raises NotProved."""
+    """The rows of one shard, by image id: a row group is read for each image. Raises NotProved.
+
+    `columns` are those of the wanted ones that the shard has, without what is in no digest.
+    """
 
     def __init__(self, store: Store, ref: ShardRef, columns: list[str]) -> None:
         try:
@@ -40,9 +43,10 @@ class RowsApart:
             raise NotProved(f"{ref.path}: {error}") from error
         if not proved:
             raise NotProved(f"{ref.path}: its columns have another digest, or its ids are not its images' sha256")
-        wanted = [name for name in columns if name in beside.column_names and name not in VOLATILE | {IMAGE}]
+        self.columns = [name for name in columns if name in beside.column_names and name not in VOLATILE]
+        texts = beside.select([name for name in self.columns if name != IMAGE])
         self._lock = Lock()
-        self._rows = {row[ID]: (i, row) for i, row in enumerate(beside.select(wanted).to_pylist())}
+        self._rows = {row[ID]: (i, row) for i, row in enumerate(texts.to_pylist())}
 
     def _beside(self) -> pa.Table:
         """All columns but the images, which are nulls."""
@@ -51,8 +55,8 @@ class RowsApart:
         return beside.append_column(schema.field(IMAGE), pa.nulls(beside.num_rows, schema.field(IMAGE).type))
 
     def __getitem__(self, image_id: str) -> dict[str, Any]:
-        at, row = self._rows[image_id]
         try:
+            at, row = self._rows[image_id]
             with self._lock:  # one file, many threads
                 image = self._image(at)
         except BROKEN as error:

@@ -192,18 +192,23 @@ class SourceReader:
         # not tried on S3: the columns beside the images lie in two places of every row group
         if ref is None or not isinstance(store, LocalStore) or store.size(ref.path) < LARGE_BYTES:
             raise NotProved("small, or not on a disk")
-        return RowsApart(store, ref, _COLUMNS[table])
+        apart = RowsApart(store, ref, _COLUMNS[table])
+        self._check_columns(table, apart.columns)
+        return apart
 
     def _open(self, table: str, shard: int) -> Rows:
-        """ValueError if a column that is needed is not there."""
         rows = self._read(table, shard, _COLUMNS[table])
-        missing = [name for name in _COLUMNS[table] if name not in (*rows.column_names, *_OPTIONAL)]
+        self._check_columns(table, rows.column_names)
+        return Rows(rows)
+
+    def _check_columns(self, table: str, found: list[str]) -> None:
+        """ValueError if a column that is needed is not there."""
+        missing = [name for name in _COLUMNS[table] if name not in (*found, *_OPTIONAL)]
         if missing:
             raise ValueError(
                 f"{self.source.name}: table {table} of {self.source.url} has no column {', '.join(missing)}, which docs/data.md promises: "
                 "it is of another schema version; make the table anew"
             )
-        return Rows(rows)
 
     def _read(self, table: str, shard: int, columns: list[str]) -> pa.Table:
         """Those of the columns that the shard has."""

@@ -66,6 +66,8 @@ def test_a_missing_file_and_ids_that_are_no_hashes_prove_nothing(tmp_path: Path,
     refs = commit_table(dataset, "images", [pa.Table.from_pylist(rows, schema=IMAGES) for rows in (named, rows)]).shards
     with pytest.raises(NotProved, match="ids are not its images' sha256"):
         RowsApart(dataset.store, refs["00000"], COLUMNS)
+    with pytest.raises(NotProved, match="no such row"):
+        RowsApart(dataset.store, refs["00001"], COLUMNS)["no such row"]
     Path(dataset.store.url, refs["00001"].path).unlink()
     with pytest.raises(NotProved, match="does not exist"):
         RowsApart(dataset.store, refs["00001"], COLUMNS)

@@ -104,8 +104,12 @@ def test_fixed_samples_are_held_out_first_and_never_change(config: AdaptorConfig
     assert is_held_out(fixed[0].image_id)
 
 
-@pytest.mark.parametrize(("table", "column"), [("captions", "caption"), ("images", "bytes")])
-def test_a_table_of_another_schema_version_teaches(config: AdaptorConfig, tmp_path: Path, table: str, column: str) -> None:
+@pytest.mark.parametrize("large_bytes", [0, 2**26], ids=["row by row", "whole"])
+@pytest.mark.parametrize(("table", "column"), [("captions", "caption"), ("images", "bytes"), ("images", "source_id")])
+def test_a_table_of_another_schema_version_teaches(
+    config: AdaptorConfig, tmp_path: Path, table: str, column: str, large_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.batches.LARGE_BYTES", large_bytes)
     url = corpus(tmp_path / "c")
     dataset = Dataset(url)
     shards = [dataset.read(ref) for ref in dataset.snapshot(table).shards.values()]
