@@ -39,7 +39,7 @@ def test_each_row_is_what_was_committed(shard: tuple[Dataset, ShardRef], rows: l
         assert_proved(apart, row)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), kept=st.just(1.0) | st.floats(0, 1))
 def test_nothing_altered_is_taken_for_whole(
     shard: tuple[Dataset, ShardRef], rows: list[dict[str, object]], where: float, bit: int, kept: float

@@ -56,7 +56,7 @@ CROPS = st.builds(
 )  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(height=st.integers(1, 200), width=st.integers(1, 150), how=FORMATS, crop=CROPS, orientation=st.sampled_from([1, 1, 1, 3, 6]))
 def test_equal_to_the_whole_pictures(height: int, width: int, how: dict[str, Any], crop: Crop, orientation: int) -> None:
     exif = Image.Exif()
@@ -64,7 +64,7 @@ def test_equal_to_the_whole_pictures(height: int, width: int, how: dict[str, Any
     assert_equal(encoded(picture(height, width), exif=exif, **how), crop)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(how=JPEGS, crop=CROPS, changed=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=3), kept=st.floats(0.1, 1))
 def test_equal_where_the_file_is_damaged(how: dict[str, Any], crop: Crop, changed: list[tuple[float, int]], kept: float) -> None:
     """Also where data is missing and an end marker was put behind what is there: decoders fill such pictures up with grey."""
