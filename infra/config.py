@@ -18,6 +18,7 @@ from infra.storage import StorageError
 
 Config = TypeVar("Config")
 USER_ERROR = 2  # exit code of a run that refused to start
+INTERRUPTED = 130  # what a shell says of a process that Ctrl-C ended
 
 
 class ConfigError(ValueError):
@@ -89,7 +90,20 @@ def _convert(path: str, text: str, wanted: Any) -> Any:
         plain = typing.get_origin(wanted) in (tuple, list, dict) or any(map(is_dataclass, typing.get_args(wanted)))
         return adapter.validate_json(text) if plain else adapter.validate_python(text)
     except ValidationError as error:
-        raise ConfigError(f"{path}={text}: {error.errors()[0]['msg']}; expected {wanted}") from error
+        raise ConfigError(f"{path}={text}: {error.errors()[0]['msg']}; expected {_said(wanted)}") from error
+
+
+def _said(wanted: Any) -> str:
+    """A type as a person says it."""
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "none"}
+    arguments = typing.get_args(wanted)
+    if typing.get_origin(wanted) is typing.Literal:
+        return f"one of: {', '.join(map(str, arguments))}"
+    if isinstance(wanted, types.UnionType):
+        return " or ".join(map(_said, arguments))
+    if typing.get_origin(wanted) in (tuple, list, dict):
+        return f'JSON, e.g. ["…"] for {wanted}'
+    return names.get(wanted, str(wanted))
 
 
 def build_parser(
@@ -148,3 +162,6 @@ def run_entry(argv: Sequence[str], *, prog: str, summary: str, recipes: dict[str
     except (ValueError, StorageError) as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return USER_ERROR
+    except KeyboardInterrupt:
+        print(f"\n{prog}: interrupted; the same command again continues", file=sys.stderr)
+        return INTERRUPTED

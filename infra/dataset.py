@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 
 from infra.digest import content_digest
 from infra.ledger import Ledger, Outcome
-from infra.storage import LocalStore, NotFound, StorageError, open_store, unique_name
+from infra.storage import LocalStore, NotFound, StorageError, open_store, read_json, unique_name
 
 READERS = 16  # choice: commits are small objects, latency hides behind threads
 ROW_GROUP_ROWS = 64  # choice: readers that want some rows of an image shard do not pay for all of it
@@ -137,7 +137,7 @@ class Dataset:
     def snapshot(self, table: str, version: str | None = None) -> Snapshot:
         """The current snapshot, or the latest one of a given version. Raises NoSuchTable."""
         for name in reversed(self._snapshot_names(table)):
-            data = json.loads(self.store.read(name))
+            data = read_json(self.store, name)
             if version in (None, data["version"]):
                 shards = {shard: ShardRef.from_json(ref) for shard, ref in data["shards"].items()}
                 return Snapshot(table=table, version=data["version"], config=data["config"], shards=shards)
@@ -147,7 +147,7 @@ class Dataset:
 
     def versions(self, table: str) -> list[str]:
         """Every version that was ever published, oldest first."""
-        published = [json.loads(self.store.read(name))["version"] for name in self._snapshot_names(table)]
+        published = [read_json(self.store, name)["version"] for name in self._snapshot_names(table)]
         return list(dict.fromkeys(published))
 
     def read(self, ref: ShardRef, columns: list[str] | None = None) -> pa.Table:
@@ -174,9 +174,16 @@ class Dataset:
         """Read commits, many at a time, in the order given."""
         names = list(names)
         if len(names) == 1:  # a pool of threads takes longer to start than one file to read
-            return [ShardRef.from_json(json.loads(self.store.read(names[0])))]
+            return [self._load_commit(names[0])]
         with ThreadPoolExecutor(READERS) as pool:
-            return [ShardRef.from_json(json.loads(data)) for data in pool.map(self.store.read, names)]
+            return list(pool.map(self._load_commit, names))
+
+    def _load_commit(self, name: str) -> ShardRef:
+        try:
+            return ShardRef.from_json(read_json(self.store, name))
+        except NotFound as error:
+            raise NotFound(f"{error}, though a table or a run names it: restore it from a copy, or run the job that writes the table "
+                           "again") from error
 
     # writing
 
@@ -218,7 +225,7 @@ class Dataset:
 
     def takedowns(self) -> frozenset[str]:
         """Image ids and source ids that must not leave the dataset."""
-        lists = (json.loads(self.store.read(name))["ids"] for name in self._records("takedowns"))
+        lists = (read_json(self.store, name)["ids"] for name in self._records("takedowns"))
         return frozenset(one for ids in lists for one in ids)
 
     def add_takedown(self, ids: Iterable[str], why: str) -> None:

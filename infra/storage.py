@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import stat
 import uuid
@@ -17,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO, Protocol, TypeVar
+from typing import Any, BinaryIO, Protocol, TypeVar
 
 TEMPORARY = ".part"  # suffix of what a local `create` writes before its link; a killed writer leaves one behind, `gc` sweeps it
 
@@ -242,6 +243,14 @@ def replace_text(target: Path, text: str) -> None:
         part.replace(target)
     except OSError as error:
         raise StorageError(f"{target}: {error.strerror or error}: choose another --output") from error
+
+
+def read_json(store: Store, key: str, remedy: str = "restore it from a copy") -> Any:
+    """What a small file of ours says. StorageError that names the file, and what to do, if it is cut or altered."""
+    try:
+        return json.loads(store.read(key))
+    except ValueError as error:
+        raise StorageError(f"{store.url}/{key} is no JSON ({error}), so it was cut or altered: {remedy}") from error
 
 
 def hash_folder(url: str) -> str:

@@ -19,6 +19,7 @@ from typing import Any, Literal, Protocol
 from infra.outbox import Outbox, Point
 
 CLOSE_S = 150.0  # choice: how long a run that has ended waits for a server that is away
+SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 AWAY = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")  # error codes that another try may mend
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -55,8 +56,15 @@ def open_tracker(uri: str | None, experiment: str, run_name: str, run_id: str | 
 
 
 def check_tracking(uri: str | None) -> None:
-    """Raise TrackingError unless somebody answers at the address; the client itself would try for minutes."""
-    if uri is None or not uri.startswith(("http://", "https://")):
+    """Raise TrackingError unless it is an address that MLflow takes, and somebody answers there; the client would try for minutes."""
+    if uri is None:
+        return
+    scheme = uri.partition("://")[0] if "://" in uri else ""
+    shown = re.sub(r"//[^/@]*@", "//…@", uri)  # a password may stand there
+    if scheme.partition("+")[0] not in SCHEMES:  # mysql+pymysql
+        raise TrackingError(f"{shown!r} is no tracking address: expected http://host:port, or sqlite:///folder/mlflow.db (four slashes "
+                            "before an absolute path); MLflow itself no longer takes folders")
+    if not scheme.startswith("http"):
         return
     try:
         with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=10):
@@ -64,7 +72,6 @@ def check_tracking(uri: str | None) -> None:
     except urllib.error.HTTPError:  # a server that answers, if with a refusal
         return
     except OSError as error:
-        shown = re.sub(r"//[^/@]*@", "//…@", uri)  # a password may stand there
         raise TrackingError(f"no MLflow server answers at {shown} ({error}): start it (`make mlflow`), correct --tracking or "
                             "MLFLOW_TRACKING_URI, or leave them out to run without tracking") from error
 

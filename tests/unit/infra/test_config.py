@@ -7,7 +7,7 @@ from typing import Literal
 
 import pytest
 
-from infra.config import USER_ERROR, ConfigError, RunOptions, hash_config, override, run_entry, to_dict
+from infra.config import INTERRUPTED, USER_ERROR, ConfigError, RunOptions, hash_config, override, run_entry, to_dict
 from infra.dataset import NoSuchTable
 from infra.storage import StorageError
 
@@ -34,7 +34,7 @@ RECIPES = {"tiny": Job, "large": lambda: Job(captioner=Captioner(batch_size=64))
 class Recorder:
     """A job's main that remembers what it was given."""
 
-    def __init__(self, error: Exception | None = None) -> None:
+    def __init__(self, error: BaseException | None = None) -> None:
         self.error = error
         self.calls: list[tuple[Job, RunOptions]] = []
 
@@ -45,7 +45,7 @@ class Recorder:
         return 0
 
 
-def run(*argv: str, error: Exception | None = None) -> tuple[int, list[tuple[Job, RunOptions]]]:
+def run(*argv: str, error: BaseException | None = None) -> tuple[int, list[tuple[Job, RunOptions]]]:
     main = Recorder(error)
     return run_entry(argv, prog="job", summary="A job.", recipes=RECIPES, main=main), main.calls
 
@@ -63,7 +63,8 @@ def test_flags_and_overrides_make_one_configuration() -> None:
     (["--recipe", "xyz"], "known: tiny, large"),
     (["--set", "captioner.batchsize=3"], "did you mean 'batch_size'?"),
     (["--set", "captoiner.batch_size=3"], "did you mean 'captioner'?"),
-    (["--set", "captioner.batch_size=three"], "captioner.batch_size=three: Input should be a valid integer"),
+    (["--set", "captioner.batch_size=three"], "captioner.batch_size=three: Input should be a valid integer, unable to parse string as an "
+                                              "integer; expected a whole number"),
     (["--set", "captioner.engine=gpt"], "should be 'facts' or 'llava'"),
     (["--set", "captioner=3"], "is a group: set one of its fields, e.g. captioner.batch_size"),
     (["--set", "sizes.x=3"], "'sizes' has no parts"),
@@ -82,6 +83,11 @@ def test_mistakes_are_told_before_any_work(argv: list[str], told: str, capsys: p
 def test_what_a_user_can_mend_is_one_message_and_exit_code_2(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(error=error)[0] == USER_ERROR
     assert capsys.readouterr().err == "job: no good\n"
+
+
+def test_ctrl_c_is_one_line_and_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(error=KeyboardInterrupt())[0] == INTERRUPTED
+    assert capsys.readouterr().err == "\njob: interrupted; the same command again continues\n"
 
 
 def test_a_fault_of_ours_keeps_its_traceback() -> None:

@@ -28,6 +28,13 @@ def test_nobody_at_the_address_is_told_at_once() -> None:
     check_tracking(None)
 
 
+@pytest.mark.parametrize("uri", ["mlruns", "file:///runs", "htp://user:secret@host:5000"])
+def test_what_mlflow_cannot_use_is_told_before_anything_is_begun(uri: str) -> None:
+    with pytest.raises(TrackingError, match=r"is no tracking address: expected http://host:port, or sqlite:///") as told:
+        check_tracking(uri)
+    assert "secret" not in str(told.value)
+
+
 def test_a_run_on_sqlite_is_continued_without_a_step_twice(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     first = open_tracker(uri, "laws", "run")
