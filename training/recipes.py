@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from supir_model.presets import PAPER_PROMPTS, RELEASED_PROMPTS
+from training.ranges import COUNT, DECAY, NOT_NEGATIVE, POSITIVE, SHARE, check
 from training.timesteps import TimestepOptions
 
 
@@ -46,6 +47,7 @@ class BatchOptions:
     def __post_init__(self) -> None:
         if not 0 < self.fraction <= 1:
             raise ValueError(f"batch.fraction is {self.fraction:g}, expected a share of the images above 0 and up to 1")
+        check(self, "batch", window_shards=COUNT, caption_dropout=SHARE, decode_ahead=COUNT, decode_threads=COUNT, cache_mb=NOT_NEGATIVE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +63,12 @@ class OptimizerOptions:
     warmup_steps: int = 0
     lr_end_fraction: float = 1.0  # 1: constant
     ema_half_life_images: float = 0  # 0: no moving average
+
+    def __post_init__(self) -> None:
+        check(
+            self, "optimizer", lr=POSITIVE, beta1=DECAY, beta2=DECAY, eps=POSITIVE, weight_decay=NOT_NEGATIVE, grad_clip=NOT_NEGATIVE,
+            warmup_steps=NOT_NEGATIVE, lr_end_fraction=SHARE, ema_half_life_images=NOT_NEGATIVE,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +90,9 @@ class ComputeOptions:
     compile: bool = False  # torch.compile of the trained networks and what they run through; minutes at the first step
     nominal_tflop_s: float = 0.0  # of one device, which MFU is a share of; 0: by the GPU's name where it is known, else MFU is not logged
 
+    def __post_init__(self) -> None:
+        check(self, "compute", nominal_tflop_s=NOT_NEGATIVE)
+
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchOptions:
@@ -94,6 +105,11 @@ class LaunchOptions:
     threads: int = 1  # torch threads of a worker on a CPU
     restarts: int = 3  # how often the worker group may be started again after a failure
 
+    def __post_init__(self) -> None:
+        check(
+            self, "launch", workers=COUNT, cpus_per_worker=NOT_NEGATIVE, gpus_per_worker=NOT_NEGATIVE, threads=COUNT, restarts=NOT_NEGATIVE
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointOptions:
@@ -101,6 +117,9 @@ class CheckpointOptions:
 
     every_steps: int
     keep: int = 2
+
+    def __post_init__(self) -> None:
+        check(self, "checkpoint", every_steps=COUNT, keep=COUNT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +129,9 @@ class ValidationOptions:
     every_steps: int
     images: int = 4
     restore_steps: int = 0  # stage 2: sampling steps in which the pictures are restored too; 0: they are not
+
+    def __post_init__(self) -> None:
+        check(self, "validation", every_steps=COUNT, images=NOT_NEGATIVE, restore_steps=NOT_NEGATIVE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +156,9 @@ class RunConfig:
     launch: LaunchOptions = field(default_factory=LaunchOptions)
     checkpoint: CheckpointOptions
     validation: ValidationOptions
+
+    def __post_init__(self) -> None:
+        check(self, steps=COUNT)
 
     @property
     def sources(self) -> list[Source]:
@@ -171,8 +196,9 @@ class EncoderConfig(RunConfig):
     alarm_variance: float = 0.25  # choice: decoded variance may fall to this fraction of the ground truth's
 
     def __post_init__(self) -> None:
-        if min(self.kl_weight, self.perceptual_weight) < 0:
-            raise ValueError(f"kl_weight {self.kl_weight:g} and perceptual_weight {self.perceptual_weight:g} must be 0 (off) or more")
+        super().__post_init__()
+        check(self, latent_weight=NOT_NEGATIVE, kl_weight=NOT_NEGATIVE, perceptual_weight=NOT_NEGATIVE)
+        check(self, alarm_mean=NOT_NEGATIVE, alarm_variance=NOT_NEGATIVE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,8 +211,8 @@ class AdaptorConfig(RunConfig):
     min_snr_gamma: float = 0.0  # choice: off, as the paper weights nothing; 5 is its authors' (Hang et al. 2023)
 
     def __post_init__(self) -> None:
-        if self.min_snr_gamma < 0:
-            raise ValueError(f"min_snr_gamma is {self.min_snr_gamma}, expected 0 (off) or more; 5 is usual")
+        super().__post_init__()
+        check(self, min_snr_gamma=NOT_NEGATIVE, conditioning_size_px=COUNT)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from training.ranges import COUNT, check
+
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig:
@@ -16,6 +18,9 @@ class CompareConfig:
     runs: tuple[str, ...] = ()
     most: int = 8  # choice: more lines in one plot are not told apart
     title: str = "Training runs beside each other"
+
+    def __post_init__(self) -> None:
+        check(self, most=COUNT)
 
 
 def tiny() -> CompareConfig:

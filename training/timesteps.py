@@ -16,6 +16,8 @@ from math import exp
 from statistics import NormalDist
 from typing import Literal
 
+from training.ranges import NUMBER, POSITIVE, check
+
 TIMESTEPS = 1000  # SDXL's schedule
 LARGEST = 1 - 2.0**-53  # of the numbers below 1
 
@@ -30,8 +32,7 @@ class TimestepOptions:
     shift: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.std <= 0 or self.shift <= 0:
-            raise ValueError(f"timestep.std is {self.std:g} and timestep.shift {self.shift:g}, expected both above 0 (1 is usual)")
+        check(self, "batch.timestep", mean=NUMBER, std=POSITIVE, shift=POSITIVE)
 
 
 def timestep(options: TimestepOptions, u: float) -> int:

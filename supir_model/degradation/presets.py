@@ -138,7 +138,7 @@ def parse_mixture(text: str) -> dict[str, float]:
         except ValueError:
             raise ValueError(f"degradation mixture {text!r}: {weight!r} is no weight; write preset=weight,preset=weight") from None
     total = sum(found.values())
-    if abs(total - 1) > 1e-6 or min(found.values()) <= 0:
+    if not abs(total - 1) <= 1e-6 or min(found.values()) <= 0:  # nan too
         raise ValueError(f"degradation mixture {text!r}: the weights sum to {total:g}, expected 1, and each above 0")
     return found
 

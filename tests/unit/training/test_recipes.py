@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
+from infra.config import override
 from training import sequence
-from training.recipes import ADAPTOR_RECIPES, ENCODER_RECIPES, QUALITY_WORDS, adaptor_paper, adaptor_tiny, batch_arithmetic
+from training.recipes import (
+    ADAPTOR_RECIPES,
+    ENCODER_RECIPES,
+    QUALITY_WORDS,
+    RunConfig,
+    adaptor_paper,
+    adaptor_tiny,
+    batch_arithmetic,
+    encoder_tiny,
+)
 
 
 def test_the_paper_recipe_has_the_papers_numbers() -> None:
@@ -60,8 +72,26 @@ def test_ablations_differ_from_the_paper_in_one_thing() -> None:
     negatives, batch = {"negatives", "negatives_weight"}, {"batch"}
     assert changed == {"zero_conv": {"network"}, "no_negatives": negatives, "no_captions": batch, "data_85k": batch, "data_800": batch}
     assert ADAPTOR_RECIPES["no_captions"]().batch.caption_dropout == 1.0
-    with pytest.raises(ValueError, match=r"min_snr_gamma is -1\.0, expected 0"):
-        replace(adaptor_paper(), min_snr_gamma=-1.0)
     assert ADAPTOR_RECIPES["data_800"]().batch.fraction * 20_000_000 == pytest.approx(800)
     with pytest.raises(ValueError, match=r"batch\.fraction is 0, expected a share"):
         replace(adaptor_paper().batch, fraction=0.0)
+
+
+OUT_OF_RANGE = {
+    "steps": "0", "batch.window_shards": "0", "batch.caption_dropout": "1.1", "batch.decode_ahead": "0", "batch.decode_threads": "0",
+    "batch.cache_mb": "-1", "batch.timestep.std": "nan", "batch.timestep.shift": "0", "optimizer.lr": "-1e-5", "optimizer.beta1": "1",
+    "optimizer.beta2": "-0.1", "optimizer.eps": "0", "optimizer.weight_decay": "-1", "optimizer.grad_clip": "nan",
+    "optimizer.warmup_steps": "-1", "optimizer.lr_end_fraction": "2", "optimizer.ema_half_life_images": "-1", "launch.workers": "0",
+    "launch.threads": "0", "launch.restarts": "-1", "launch.gpus_per_worker": "-1", "launch.cpus_per_worker": "inf", "checkpoint.keep": "0",
+    "checkpoint.every_steps": "0", "validation.every_steps": "0", "validation.images": "-1", "compute.nominal_tflop_s": "-1",
+}  # fmt: skip
+OF_STAGE_1 = {"latent_weight": "nan", "kl_weight": "-1", "perceptual_weight": "-1", "alarm_mean": "nan", "alarm_variance": "-1"}
+OF_STAGE_2 = {"min_snr_gamma": "-1", "conditioning_size_px": "0", "validation.restore_steps": "-1"}
+
+
+@pytest.mark.parametrize(("recipe", "values"), [(encoder_tiny, OUT_OF_RANGE | OF_STAGE_1), (adaptor_tiny, OUT_OF_RANGE | OF_STAGE_2)])
+def test_a_value_out_of_its_range_is_refused_where_it_is_set(recipe: Callable[[], RunConfig], values: dict[str, str]) -> None:
+    """Before anything is read: a learning rate of nan would else be met after the data, the networks and the first step."""
+    for name, text in values.items():
+        with pytest.raises(ValueError, match=rf"^{re.escape(name)} is \S+, expected "):
+            override(recipe(), name, text)

@@ -48,5 +48,5 @@ def test_uniform_is_what_runs_had_before_there_was_a_choice() -> None:
 
 
 def test_what_is_no_distribution_teaches() -> None:
-    with pytest.raises(ValueError, match=r"timestep\.std is 0 and timestep\.shift 1, expected both above 0"):
+    with pytest.raises(ValueError, match=r"batch\.timestep\.std is 0\.0, expected above 0"):
         TimestepOptions(kind="logit_normal", std=0.0)
