@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 FOLDER = "checkpoints"
+MANIFEST = re.compile(rf"{FOLDER}/step-(\d{{8,}})\.json")
 FAILED_SAVES = 2  # choice: in a row; one may meet a storage that is away for minutes, two are hours of work in danger
 Say = Callable[[str], None]
 
@@ -135,18 +137,30 @@ def _delete(store: Store, files: Mapping[str, Mapping[str, Any]]) -> None:
 
 def steps(store: Store) -> list[int]:
     """Steps that have a manifest, oldest first."""
-    names = (entry.key.removeprefix(f"{FOLDER}/") for entry in store.list(FOLDER))
-    return sorted(int(name[5:-5]) for name in names if name.startswith("step-") and name.endswith(".json"))
+    names = (MANIFEST.fullmatch(entry.key) for entry in store.list(FOLDER))
+    return sorted(int(name[1]) for name in names if name)
+
+
+def read_manifest(store: Store, step: int) -> dict[str, Any]:
+    """What a checkpoint consists of. Raises DamagedCheckpoint, and ValueError for one that another version of this software wrote."""
+    where = f"{store.url}/{manifest_key(step)}"
+    try:
+        manifest = json.loads(store.read(manifest_key(step)))
+        found, _ = manifest["format"], [(file["path"], file["sha256"]) for file in manifest["files"].values()]
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise DamagedCheckpoint(f"{where} is no manifest ({type(error).__name__}: {error})") from error
+    if found != FORMAT:
+        raise ValueError(
+            f"{where} has format {found}, expected {FORMAT}: continue with the version that wrote it, or choose another --output"
+        )
+    return manifest  # type: ignore[no-any-return]
 
 
 def read(store: Store, step: int) -> Loaded:
     """The state of one step, every file verified. Raises DamagedCheckpoint."""
     from safetensors.torch import load as from_bytes
 
-    manifest = json.loads(store.read(manifest_key(step)))
-    if manifest.get("format") != FORMAT:
-        raise DamagedCheckpoint(f"format {manifest.get('format')} found, {FORMAT} expected")
-    parts = {}
+    manifest, parts = read_manifest(store, step), {}
     for part, file in manifest["files"].items():
         try:
             data = store.read(file["path"])
@@ -156,17 +170,34 @@ def read(store: Store, step: int) -> Loaded:
         if found != file["sha256"]:
             raise DamagedCheckpoint(f"{file['path']} has sha256 {found[:12]}…, expected {file['sha256'][:12]}…")
         parts[part] = from_bytes(data)
-    return Loaded(meta=Meta.from_json(manifest["meta"]), parts=parts)
+    try:
+        return Loaded(meta=Meta.from_json(manifest["meta"]), parts=parts)
+    except (KeyError, TypeError) as error:
+        raise DamagedCheckpoint(f"{store.url}/{manifest_key(step)} says too little of its state ({error})") from error
 
 
 def newest(store: Store, say: Say) -> Loaded | None:
-    """The newest state whose files are what its manifest says; damaged ones are set aside, with a word."""
+    """The newest state whose files are what its manifest says; damaged ones after it are set aside, with a word. None: nothing was saved.
+
+    ValueError if there are some and none is whole: whether to begin anew is for a person to say.
+    """
+    damaged: dict[int, DamagedCheckpoint] = {}
     for step in reversed(steps(store)):
         try:
-            return read(store, step)
-        except (DamagedCheckpoint, ValueError, KeyError) as error:  # ValueError, KeyError: a manifest that is not ours any more
-            say(f"checkpoint of step {step} is damaged ({error}); it is set aside, and the one before it is used")
-            _set_aside(store, step)
+            loaded = read(store, step)
+        except DamagedCheckpoint as error:
+            damaged[step] = error
+            continue
+        for newer, why in damaged.items():
+            say(f"checkpoint of step {newer} is damaged ({why}); it is set aside, and the one of step {step} is used")
+            _set_aside(store, newer)
+        return loaded
+    if damaged:
+        each = "; ".join(f"step {step}: {why}" for step, why in damaged.items())
+        raise ValueError(
+            f"none of the checkpoints in {store.url} is whole ({each}): restore them from a copy, choose another --output, or delete "
+            f"{store.url}/{FOLDER} to begin anew"
+        )
     return None
 
 
@@ -179,16 +210,21 @@ def _set_aside(store: Store, step: int) -> None:
 def prune(store: Store, keep: int) -> None:
     """Remove all but the newest `keep` checkpoints: each manifest first, so that what is half removed does not exist."""
     for step in steps(store)[: -max(keep, 1)]:
-        manifest = json.loads(store.read(manifest_key(step)))
+        try:
+            files = read_manifest(store, step)["files"]
+        except DamagedCheckpoint:
+            files = {}  # nobody names them now: swept at the next start
         store.delete(manifest_key(step))
-        for file in manifest["files"].values():
-            store.delete(file["path"])
+        _delete(store, files)
 
 
 def sweep(store: Store) -> int:
-    """Remove files that no manifest names (a save that was killed). Only for who is sure to be the only writer; returns how many."""
-    manifests = [store.read(manifest_key(step)) for step in steps(store)]
-    named = {file["path"] for data in manifests for file in json.loads(data).get("files", {}).values()}
+    """Remove files that no manifest names (a save that was killed). Only for who is sure to be the only writer; returns how many.
+
+    Damaged manifests must have been set aside (`newest`), for theirs would be among them.
+    """
+    manifests = [read_manifest(store, step) for step in steps(store)]
+    named = {file["path"] for manifest in manifests for file in manifest["files"].values()}
     rubbish = [entry.key for entry in store.list(f"{FOLDER}/files") if entry.key not in named]
     for path in rubbish:
         store.delete(path)

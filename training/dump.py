@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from infra.storage import StorageError, Store, unique_name
+from infra.storage import StorageError, Store, read_json, unique_name
 
 if TYPE_CHECKING:
     import torch
@@ -122,8 +122,11 @@ def read(store: Store, key: str | None) -> Dump:
     if not found or (key is not None and key not in found):
         there = ", ".join(found) or "none"
         raise ValueError(f"{store.url} holds no dump {key or 'at all'}, found: {there}; give the output folder of a training that stopped")
-    said = json.loads(store.read(key or found[-1]))
+    said = read_json(store, key or found[-1], "give another --dump")
     files = said.pop("files")
+    gone = [path for path in sorted(files) if not store.exists(path)]
+    if gone:
+        raise ValueError(f"{store.url}/{gone[0]} is missing, though the dump names it: restore it from a copy, or give another --dump")
     facts, weights, shares = Facts(**said), {}, {}
     for path, digest in sorted(files.items()):
         data = store.read(path)

@@ -121,8 +121,8 @@ class Loop:
         found: list[Any] = [None]
         loaded = None
         if self.place.rank == 0:
-            checkpoint.sweep(self.store)
             loaded = checkpoint.newest(self.store, self.say)
+            checkpoint.sweep(self.store)
             found = [loaded.meta.step if loaded else None]
         if dist.is_initialized():
             dist.broadcast_object_list(found, src=0)
@@ -269,7 +269,7 @@ class Loop:
         if self.tracker is None:
             return
         key = checkpoint.manifest_key(step)
-        address, manifest = f"{self.store.url}/{key}", json.loads(self.store.read(key))
+        address, manifest = f"{self.store.url}/{key}", checkpoint.read_manifest(self.store, step)
         manifest["meta"].pop("unlogged")
         self.tracker.artifact(key, json.dumps({"address": address, **manifest}, indent=1).encode())
         self.tracker.tags({"checkpoint": address})

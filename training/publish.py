@@ -39,6 +39,8 @@ def run(config: PublishConfig, options: RunOptions) -> int:
     from training import published
 
     if config.back_to:
+        store, number = published.earlier(config)
+        print(f"publish: back to version {number} of {store.url}")
         if not options.dry_run:
             published.go_back(config, options.tracking)
         return 0

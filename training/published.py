@@ -10,9 +10,10 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from infra.storage import Store, open_store
-from infra.tracking import point_model, read_metrics, register_model
+from infra.tracking import check_tracking, point_model, read_metrics, register_model
 from training import checkpoint, record
 from training.engines import EMA, WEIGHTS
+from training.preflight import check_output
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +52,11 @@ def read(config: PublishConfig) -> Found:
     step = config.step or kept[-1]
     if step not in kept:
         raise ValueError(f"step {step} is not kept in {store.url}: choose --step from {kept} (checkpoint.keep decides how many stay)")
-    loaded = checkpoint.read(store, step)
+    try:
+        loaded = checkpoint.read(store, step)
+    except checkpoint.DamagedCheckpoint as error:
+        others = [one for one in kept if one != step]
+        raise ValueError(f"step {step} of {store.url} is damaged ({error}): choose --step from {others}, or train on from one") from error
     part = EMA if config.weights == "average" and EMA in loaded.parts else WEIGHTS
     return Found(meta=loaded.meta, part=part, tensors=loaded.parts[part], run=record.load(config.input))
 
@@ -59,6 +64,8 @@ def read(config: PublishConfig) -> Found:
 def publish(config: PublishConfig, found: Found, tracking: str | None) -> int:
     """Write the next version, make it current, register it; returns its number."""
     store, name = open_store(config.output), model_name(config, found)
+    check_output(config.output)
+    check_tracking(tracking)
     files = weight_files(found, config.dtype)
     number = 1 + max(versions(store), default=0)
     facts = describe(config, found, files, tracking) | {"version": number, "model": name}
@@ -81,9 +88,7 @@ def publish(config: PublishConfig, found: Found, tracking: str | None) -> int:
 
 def go_back(config: PublishConfig, tracking: str | None) -> None:
     """Make an earlier version current. ValueError that lists the versions."""
-    store, number = open_store(config.output), config.back_to
-    if number not in versions(store):
-        raise ValueError(f"{store.url} has no version {number}: choose --back-to from {versions(store)}")
+    store, number = earlier(config)
     name = json.loads(store.read(f"versions/{number:04d}.json"))["model"]
     if tracking:
         point_model(tracking, name, "published", str(number))
@@ -91,9 +96,21 @@ def go_back(config: PublishConfig, tracking: str | None) -> None:
     print(f"version {number} is current: {store.url}/v{number:04d}")
 
 
+def earlier(config: PublishConfig) -> tuple[Store, int]:
+    """Where the versions are, and the one to go back to. ValueError that lists them if it is none."""
+    store, number = open_store(config.output), config.back_to
+    there = versions(store)
+    if not there:
+        raise ValueError(f"{store.url} holds no version at all: give the --output that publish was given before")
+    if number not in there:
+        raise ValueError(f"{store.url} has no version {number}: choose --back-to from {there}")
+    return store, number
+
+
 def versions(store: Store) -> list[int]:
     """Numbers of the versions that are complete."""
-    return sorted(int(Path(entry.key).stem) for entry in store.list("versions") if entry.key.endswith(".json"))
+    names = (Path(entry.key) for entry in store.list("versions"))
+    return sorted(int(name.stem) for name in names if name.suffix == ".json" and name.stem.isdigit())
 
 
 def current(store: Store) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 
 from infra.config import to_dict
 from infra.dataset import Dataset, NoSuchTable, Snapshot, hash_config
-from infra.storage import Store, hash_file, hash_folder, open_store
+from infra.storage import Store, hash_file, hash_folder, open_store, read_json
 from training.folders import find
 from training.recipes import RunConfig, Source
 
@@ -110,14 +110,57 @@ def begin_or_continue(output: str, record: Record) -> Record:
 
 def load(output: str) -> Record:
     """The record of a run that has begun."""
-    data = json.loads(open_store(output).read(RECORD))
-    sources = [Tables(source=Source(**one["source"]), tables=one["tables"]) for one in data["sources"]]
-    return Record(config=data["config"], sources=sources, digest=data["digest"], weights=data["weights"])
+    store = open_store(output)
+    if not store.exists(RECORD):
+        raise ValueError(f"{store.url} holds no {RECORD}: give the output folder of a training")
+    data = read_json(store, RECORD, "restore it from a copy, or choose another --output")
+    try:
+        sources = [Tables(source=Source(**one["source"]), tables=one["tables"]) for one in data["sources"]]
+        return Record(config=data["config"], sources=sources, digest=data["digest"], weights=data["weights"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{store.url}/{RECORD} is no record of this version ({type(error).__name__}: {error}): continue with the version that "
+            "began the run, or choose another --output"
+        ) from error
+
+
+def present(sources: list[Tables]) -> list[Tables]:
+    """The same rows where they lie now. What was taken down is gone from its shards, which `gc` has committed anew without it.
+
+    ValueError for a commit that has no successor.
+    """
+    return [_present(one) if Dataset(one.source.url).takedowns() else one for one in sources]
+
+
+def _present(one: Tables) -> Tables:
+    dataset = Dataset(one.source.url)
+    tables: dict[str, dict[str, str]] = {}
+    for table, shards in one.tables.items():
+        known: dict[str, set[str]] = {}  # of the table's versions
+        tables[table] = {}
+        for shard, name in shards.items():
+            version = name.split("/")[2]
+            if version not in known:
+                known[version] = set(dataset.committed(table, version).values())
+            if name not in known[version]:
+                name = _successor(dataset, table, version, shard, name)
+            tables[table][shard] = name
+    return Tables(source=one.source, tables=tables)
+
+
+def _successor(dataset: Dataset, table: str, version: str, shard: str, name: str) -> str:
+    found = dataset.snapshot(table, version).shards.get(shard)
+    if found is None:
+        raise ValueError(
+            f"{dataset.store.url}/{name}, which the run was begun with, is gone, and nothing stands in its place: restore it from a copy, "
+            "or choose another --output for a new run"
+        )
+    return found.commit_name
 
 
 def finished_steps(store: Store) -> int:
     """Steps of a run that has ended here, else 0."""
-    return int(json.loads(store.read(FINISHED))["steps"]) if store.exists(FINISHED) else 0
+    return int(read_json(store, FINISHED, "delete it, and the same command ends the run again")["steps"]) if store.exists(FINISHED) else 0
 
 
 def finish(store: Store, steps: int, tracker_run_id: str) -> None:

@@ -16,7 +16,7 @@ from training.stages import build_stage
 
 def replay(config: ReplayConfig, found: Dump) -> int:
     """0: the number that was not finite came out again; 1: it did not. Says which samples and which gradients."""
-    facts, device = found.facts, torch.device(config.device)
+    facts, device = found.facts, device_of(config.device)
     stage = build_stage(run_config(config, found), [], device)
     torch.set_num_threads(max(1, int(facts.config["launch"]["threads"])))
     stage.step.load_state_dict(found.weights, strict=False)
@@ -37,6 +37,17 @@ def replay(config: ReplayConfig, found: Dump) -> int:
     again = not math.isfinite(value)
     print(f"replay: the {facts.what} was {facts.value}, is {value}: {'it came out again' if again else 'it did not come out again'}")
     return 0 if again else 1
+
+
+def device_of(name: str) -> torch.device:
+    """A device that computes here. ValueError if it is none."""
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        why = str(error).splitlines()[0]
+        raise ValueError(f"device {name!r} does not compute on this machine ({why}): --set device=cpu, or cuda:0 on another") from error
+    return device
 
 
 def run_config(config: ReplayConfig, found: Dump) -> RunConfig:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from infra.config import hash_config, to_dict
 from infra.revision import code_version
-from infra.storage import Store, open_store
+from infra.storage import Store, open_store, read_json
 from infra.tracking import Tracker, open_tracker
 from training import record, sequence
 from training.batches import Batches
@@ -30,7 +30,7 @@ def run_here(job: Job) -> None:
     """This process alone: no Ray, no process group."""
     import torch
 
-    device = torch.device("cuda" if job.config.launch.gpus_per_worker else "cpu")
+    device = torch.device("cuda:0" if job.config.launch.gpus_per_worker else "cpu")  # of those that CUDA_VISIBLE_DEVICES leaves
     with listening():
         run_worker(job, Place(rank=0, world=1, device=device), lambda line: print(line, flush=True))
 
@@ -47,7 +47,7 @@ def run_worker(job: Job, place: Place, say: Say) -> None:
     _settle(config, store, place)
     cut = batch_arithmetic(config.batch, place.world)
     run = record.load(config.output)
-    batches = Batches(run.sources, seed=config.seed, options=config.batch, world=place.world)
+    batches = Batches(record.present(run.sources), seed=config.seed, options=config.batch, world=place.world)
     fixed = batches.fixed(config.validation.images) if place.rank == 0 else []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key(config.seed, "initial weights") >> 1)  # the same first weights at every start, on every worker
@@ -103,11 +103,11 @@ def _settle(config: RunConfig, store: Store, place: Place) -> None:
 
     pa.set_memory_pool(pa.system_memory_pool())  # measured (docs/results/read.md): Arrow's own clears 0.5 ms of memory an image
     os.environ["LOCAL_RANK"] = str(place.device.index or 0)  # DeepSpeed takes the device from it
+    checks.check_device(config, place)
     if place.device.type == "cuda":
         torch.cuda.set_device(place.device)  # NCCL's collectives of objects use the current one
     else:
         torch.set_num_threads(config.launch.threads)
-    checks.check_device(config, place)
     checks.check_group(place)
     if config.compute.compile:
         check_compiler(place.device)
@@ -116,13 +116,13 @@ def _settle(config: RunConfig, store: Store, place: Place) -> None:
 
 def _tracker(job: Job, store: Store, config: RunConfig, digest: str) -> Tracker:
     """The run in the tracker: the same one over every restart."""
-    known = json.loads(store.read(TRACKER)) if store.exists(TRACKER) else {}
+    known = read_json(store, TRACKER, "delete it, and a new run is begun in MLflow") if store.exists(TRACKER) else {}
     run_id = known.get("run_id") if known.get("uri") and job.tracking else None  # the same store may stand behind another address
     name = type(config).__name__.removesuffix("Config").lower()
     tracker = open_tracker(job.tracking, f"train_{name}", f"{name}-{digest[:6]}", run_id)
     if tracker.run_id != run_id:
         store.delete(TRACKER)
-        store.put(TRACKER, json.dumps({"uri": job.tracking, "run_id": tracker.run_id}).encode())
+        store.create(TRACKER, json.dumps({"uri": job.tracking, "run_id": tracker.run_id}).encode())  # whole or absent
         tracker.config(to_dict(config))
         tracker.tags({"run": digest, "workers": str(config.launch.workers), "engine": config.engine.kind})
     run = record.load(config.output)

@@ -56,7 +56,13 @@ def test_a_checkpoint_is_published_registered_and_left_again(
     assert publish.main(["--output", out, *tracking, "--back-to", "1"]) == 0
     assert published.current(store) == 1
     assert client.get_model_version_by_alias(name, "current").tags["published"] == "1"
-    assert publish.main(["--output", out, "--back-to", "7"]) == 2
+    assert publish.main(["--output", out, "--back-to", "7", "--dry-run"]) == 2
     assert "choose --back-to from [1, 2]" in capsys.readouterr().err
     assert publish.main([*urls, "--step", "3"]) == 2
     assert "choose --step from [2, 4]" in capsys.readouterr().err
+    next(Path(run).glob("checkpoints/files/step-00000004.*.ema.safetensors")).write_bytes(b"cut")
+    assert publish.main(urls) == 2
+    assert "is damaged" in (said := capsys.readouterr().err)
+    assert "choose --step from [2]" in said
+    assert publish.main([*urls, "--step", "2", "--tracking", "http://127.0.0.1:9"]) == 2
+    assert published.versions(store) == [1, 2], "a tracker that is away is told before a version is written"

@@ -38,7 +38,10 @@ def test_what_is_saved_is_read_and_only_the_newest_are_kept(tmp_path: Path) -> N
     assert len(list(store.list("checkpoints/files"))) == 6
 
 
-@pytest.mark.parametrize("harm", ["alter", "remove", "manifest"])
+MANIFESTS = {"cut": "{not json", "another thing": "[]", "no files": '{"format": 1}', "no state": '{"format": 1, "files": {}, "meta": {}}'}
+
+
+@pytest.mark.parametrize("harm", ["alter", "remove", *MANIFESTS])
 def test_a_damaged_newest_gives_way_to_the_one_before_with_a_word(tmp_path: Path, harm: str) -> None:
     store, said = open_store(str(tmp_path)), []
     for step in (10, 20):
@@ -49,15 +52,38 @@ def test_a_damaged_newest_gives_way_to_the_one_before_with_a_word(tmp_path: Path
     elif harm == "remove":
         victim.unlink()
     else:
-        (tmp_path / "checkpoints" / "step-00000020.json").write_text("{not json")
+        (tmp_path / "checkpoints" / "step-00000020.json").write_text(MANIFESTS[harm])
     loaded = checkpoint.newest(store, said.append)
+    checkpoint.sweep(store)  # as a start does
     assert loaded is not None
     assert loaded.meta.step == 10
     assert "step 20 is damaged" in said[0]
+    assert "the one of step 10 is used" in said[0]
     checkpoint.save(store, meta(20), parts(20), keep=2)  # reached again: it can be saved again
     again = checkpoint.newest(store, said.append)
     assert again is not None
     assert again.meta.step == 20
+
+
+def test_where_none_is_whole_nothing_is_thrown_away_and_a_person_decides(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    for step in (10, 20):
+        checkpoint.save(store, meta(step), parts(step), keep=2)
+        next(tmp_path.glob(f"checkpoints/files/step-{step:08d}.*.weights.safetensors")).write_bytes(b"cut")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=r"none of the checkpoints in .* is whole \(step 20: .*; step 10: .*\): restore them .* anew"):
+        checkpoint.newest(store, print)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_checkpoint_of_another_version_is_no_damage(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    checkpoint.save(store, meta(10), parts(10), keep=2)
+    (tmp_path / "checkpoints" / "step-00000020.json").write_text('{"format": 2, "files": {}}')
+    (tmp_path / "checkpoints" / "step-best.json").write_text("somebody's note")
+    assert checkpoint.steps(store) == [10, 20]
+    with pytest.raises(ValueError, match=r"step-00000020\.json has format 2, expected 1: continue with the version"):
+        checkpoint.newest(store, print)
 
 
 @pytest.mark.parametrize("moment", ["before", "middle", "after"])

@@ -8,12 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 import torch.distributed as dist
 
 from infra.storage import LocalStore, open_store
-from training import checks
+from training import checks, worker
 from training.loop import Place
 from training.recipes import encoder_tiny
 
@@ -45,6 +46,19 @@ def test_a_gpu_that_was_asked_for_and_is_not_there() -> None:
     asked = replace(config, launch=replace(config.launch, gpus_per_worker=1))
     with pytest.raises(ValueError, match=r"worker 0 on .*torch sees no GPU: .*launch\.gpus_per_worker=0"):
         checks.check_device(asked, ALONE)
+
+
+def test_the_device_that_ray_gave_is_the_one_that_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed reads LOCAL_RANK, NCCL's collectives of objects the current device: both are what Ray gave, whatever the rank."""
+    taken: list[str] = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: taken.append(f"set {device}"))
+    monkeypatch.setattr(checks, "check_device", lambda config, place: taken.append(f"checked {place.device}"))
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    pool = pa.default_memory_pool()
+    worker._settle(encoder_tiny(), open_store(str(tmp_path)), Place(rank=0, world=1, device=torch.device("cuda:3")))
+    pa.set_memory_pool(pool)
+    assert taken == ["checked cuda:3", "set cuda:3"]
+    assert os.environ["LOCAL_RANK"] == "3"
 
 
 def peer(store: str) -> None:

@@ -98,16 +98,16 @@ def test_a_run_that_is_cut_continues_with_equal_weights(place: Path, capsys: pyt
     assert (place / "whole" / weights).read_bytes() == (place / "cut" / weights).read_bytes()
 
     store.delete("finished.json")
-    victim = next(entry.key for entry in store.list("checkpoints/files") if "step-00000004" in entry.key and ".exp_avg." in entry.key)
-    data = store.read(victim)
-    store.delete(victim)
-    store.put(victim, data[:-4] + b"\0\0\0\1")
-    capsys.readouterr()
-    assert adaptor(place, "cut") == 0
-    said = capsys.readouterr().out
-    assert "checkpoint of step 4 is damaged" in said
-    assert "continuing after step 2" in said
-    assert (place / "whole" / weights).read_bytes() == (place / "cut" / weights).read_bytes()
+    moments = next(place.glob("cut/checkpoints/files/step-00000004.*.exp_avg.safetensors"))
+    for harmed in (moments, place / "cut" / checkpoint.manifest_key(4)):
+        harmed.write_bytes(harmed.read_bytes()[:-4] + b"\0\0\0\1")
+        capsys.readouterr()
+        assert adaptor(place, "cut") == 0
+        said = capsys.readouterr().out
+        assert "checkpoint of step 4 is damaged" in said
+        assert "continuing after step 2" in said
+        assert (place / "whole" / weights).read_bytes() == (place / "cut" / weights).read_bytes()
+        store.delete("finished.json")
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -118,6 +118,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(place: Path, capsys: pytest.Cap
     assert not (place / "nan" / "encoder").exists()
     assert replay.main(["--input", f"{place}/nan"]) == 0
     assert "it came out again" in capsys.readouterr().out
+    assert replay.main(["--input", f"{place}/nan", "--set", "device=gpu"]) == 2
+    assert "device 'gpu' does not compute on this machine" in capsys.readouterr().err
     store = open_store(f"{place}/nan")
     victim = next(entry.key for entry in store.list("dumps") if "/weights." in entry.key)
     data = store.read(victim)
@@ -125,6 +127,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(place: Path, capsys: pytest.Cap
     store.put(victim, data[:-1] + b"!")
     assert replay.main(["--input", f"{place}/nan"]) == 2
     assert "is not what the dump says" in capsys.readouterr().err
+    store.delete(victim)
+    assert replay.main(["--input", f"{place}/nan"]) == 2
+    assert f"{victim} is missing, though the dump names it" in capsys.readouterr().err
     assert replay.main(["--input", f"{place}/c"]) == 2
 
 

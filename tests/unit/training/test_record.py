@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from infra import gc
 from infra.dataset import Dataset, NoSuchTable
+from infra.storage import StorageError
 from tests.corpora import corpus
 from tests.helpers import commit_table
 from training import record
@@ -70,3 +73,38 @@ def test_a_missing_table_names_the_job_that_writes_it(tmp_path: Path, there: int
     config = replace(adaptor_tiny(), input=part.store.url, negatives_weight=0.0)
     with pytest.raises(NoSuchTable, match=rf"photographs: .* no published table '{missing}'; .*\(python pipelines/{job}\.py\)"):
         record.survey(config, captions=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"config":', r"run\.json is no JSON .* was cut or altered: .* another --output"),
+        ("{}", r"run\.json is no record of this version .*'sources'"),
+    ],
+)
+def test_a_record_that_cannot_be_read_is_named(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / record.RECORD).write_text(text)
+    with pytest.raises((ValueError, StorageError), match=words):
+        record.load(str(tmp_path))
+
+
+def test_a_takedown_whose_bytes_were_removed_leaves_a_run_its_other_shards(tmp_path: Path) -> None:
+    """`gc` commits the shard anew without the picture, and removes the commit that the run was begun with."""
+    config = replace(encoder_tiny(), input=corpus(tmp_path / "c", photos=4), output=str(tmp_path / "out"))
+    begun = record.begin_or_continue(config.output, record.survey(config, captions=False))
+    dataset = Dataset(config.input)
+    assert record.present(begun.sources) == begun.sources
+    first, *others = begun.sources[0].tables["images"].values()
+    gone = dataset.read(dataset.load_commits([first])[0], ["image_id"]).column("image_id")[0].as_py()
+    gc.take_down(dataset, frozenset([gone]), "its owner asked", grace=timedelta(0))
+    [now] = record.present(record.load(config.output).sources)
+    anew, *same = now.tables["images"].values()
+    assert same == others
+    assert now.tables["selections"] == begun.sources[0].tables["selections"]
+    rows = dataset.read(dataset.load_commits([anew])[0], ["image_id"]).column("image_id").to_pylist()
+    assert gone not in rows
+    assert len(rows) == 2
+    dataset.store.delete(anew)
+    dataset.publish("images", anew.split("/")[2], [], {})
+    with pytest.raises(ValueError, match=r"which the run was begun with, is gone, and nothing stands in its place"):
+        record.present(record.load(config.output).sources)
