@@ -63,9 +63,6 @@ def load_components(
 
     Raises ValueError that says what is missing if it is none of them, and what it seems to be.
     """
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTokenizer
-
     root = Path(prior)
     if root.is_file():
         return _single_file(root, device, dtype, vae_dtype or dtype)
@@ -78,9 +75,19 @@ def load_components(
             f"({', '.join(PARTS)}, text_encoder, text_encoder_2, scheduler), one .safetensors file of an SDXL base in the original "
             "layout, or what training/train_prior.py writes"
         )
-    ours = json.loads((root / PRIOR_FILE).read_text()) if (root / PRIOR_FILE).exists() else None
+    try:
+        return _folder(root, device, dtype, vae_dtype or dtype)
+    except (OSError, ValueError) as error:  # diffusers says either of a file that is cut, or of a configuration that does not fit
+        raise ValueError(f"prior {root} cannot be read: {error}. Copy, download or convert it again, or choose another") from error
+
+
+def _folder(root: Path, device: str, dtype: torch.dtype, vae_dtype: torch.dtype) -> Components:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTokenizer
+
+    ours = _ours(root / PRIOR_FILE)
     text_encoder, text_encoder_2 = _our_text(ours) if ours else _sdxl_text(root, dtype)
-    wanted: dict[str, tuple[Any, torch.dtype]] = {"unet": (UNet2DConditionModel, dtype), "vae": (AutoencoderKL, vae_dtype or dtype)}
+    wanted: dict[str, tuple[Any, torch.dtype]] = {"unet": (UNet2DConditionModel, dtype), "vae": (AutoencoderKL, vae_dtype)}
     unet, vae = (
         cls.from_pretrained(root / part, dtype=precision, local_files_only=True, **_variant(root / part))
         for part, (cls, precision) in wanted.items()
@@ -109,6 +116,16 @@ def _single_file(path: Path, device: str, dtype: torch.dtype, vae_dtype: torch.d
         scheduler_config=dict(SDXL_SCHEDULER),
         network=None,
     )
+
+
+def _ours(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_text())
+        return {"network": found["network"], "text_seed": found["text_seed"]}
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(f'{path.name} holds {error}, expected {{"network": …, "text_seed": …}}') from error
 
 
 def _our_text(ours: dict[str, Any]) -> tuple[Any, Any]:

@@ -9,14 +9,20 @@ from pathlib import Path
 from infra.storage import LocalStore, open_store
 
 ROOT = Path(__file__).resolve().parents[1]
+FILES = (".safetensors", ".ckpt", ".pt", ".pth")  # what an address of one file of weights ends with
 
 
 def find(url: str) -> str:
     """An address that is good on any worker: local paths become absolute; what is not here may lie in the repository (priors/tiny)."""
-    if "://" in url or Path(url).is_absolute():
+    if not url or "://" in url or Path(url).is_absolute():
         return url
     found = [place for place in (Path(url).resolve(), ROOT / url) if place.exists()]
     return str(found[0]) if found else url
+
+
+def local_weights(url: str) -> Path:
+    """A folder of weights, or one file of them, on this machine's disk. ValueError if there is nothing."""
+    return local_file(url) if url.endswith(FILES) else local_folder(url)
 
 
 @cache
@@ -25,6 +31,8 @@ def local_folder(url: str) -> Path:
     store = open_store(find(url))
     if isinstance(store, LocalStore):
         folder = Path(store.url)
+        if folder.is_file():
+            raise ValueError(f"{folder} is a file, expected a folder of weights, or a file that ends with {', '.join(FILES)}")
         if not folder.is_dir():
             raise ValueError(f"folder {folder} does not exist: train or download the weights first, or give another address")
         return folder
@@ -43,7 +51,11 @@ def local_folder(url: str) -> Path:
 def local_file(url: str) -> Path:
     """The file itself if it is local, else a copy of it, fetched once per process. ValueError if there is nothing."""
     folder, _, name = find(url).rpartition("/")
-    path = local_folder(folder) / name
-    if not path.is_file():
+    store = open_store(folder)
+    if not store.exists(name):
         raise ValueError(f"file {url} does not exist: give another address")
+    if isinstance(store, LocalStore):
+        return Path(store.url, name)
+    path = Path(tempfile.mkdtemp(prefix="weights-"), name)
+    path.write_bytes(store.read(name))
     return path

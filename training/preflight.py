@@ -11,7 +11,7 @@ from pathlib import Path
 from infra import machine
 from infra.config import RunOptions
 from infra.dataset import Dataset
-from infra.storage import StorageError, open_store
+from infra.storage import NotFound, StorageError, open_store
 from training import record, sequence
 from training.batches import in_memory
 from training.folders import find
@@ -43,6 +43,7 @@ def make_plan(config: RunConfig, *, memory: bool) -> Plan:
     world = 1 if config.launch.launcher == "local" else config.launch.workers
     cut, preset = batch_arithmetic(config.batch, world), get_network(config.network)
     _check_sizes(config, preset.vae_factor)
+    _check_output_apart(config)
     shares = sequence.shares([source.weight for source in config.sources])
     warnings = _missing_weights(config)
     found, data_lines = _data(config, warnings)
@@ -52,6 +53,7 @@ def make_plan(config: RunConfig, *, memory: bool) -> Plan:
         _batch_line(config, cut),
         f"mixture      {mixture}; {config.batch.lanes} lanes, {config.batch.lanes // world} a worker",
         *data_lines,
+        *_cores(config, world),
         *(_shards_in_memory(config, found, world) if found else []),
         *(_memory(config, cut) if memory else []),
     ]
@@ -62,6 +64,14 @@ def _batch_line(config: RunConfig, cut: Arithmetic) -> str:
     engine = config.engine.kind if config.engine.kind == "plain" else f"ZeRO-{config.engine.zero_stage}"
     passes = f"micro batch {cut.micro_batch} x {cut.accumulation} passes x {cut.world} workers"
     return f"batch        {config.batch.global_batch} = {passes}, {engine}, {config.precision}"
+
+
+def _cores(config: RunConfig, world: int) -> list[str]:
+    """A word where this machine's own workers would wait for each other. A cluster is not looked at."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if os.environ.get("RAY_ADDRESS") or config.launch.gpus_per_worker or world * config.launch.threads <= cores:
+        return []
+    return [f"cores        {cores} for {world} workers of {config.launch.threads} threads: they wait for each other, fewer are as fast"]
 
 
 def _check_sizes(config: RunConfig, vae_factor: int) -> None:
@@ -78,8 +88,22 @@ def _check_sizes(config: RunConfig, vae_factor: int) -> None:
     from supir_model.degradation.presets import parse_mixture  # late: its package imports torch
 
     parse_mixture(config.batch.degradation)
-    if config.steps < 1:
-        raise ValueError(f"steps is {config.steps}, expected 1 or more")
+
+
+def _check_output_apart(config: RunConfig) -> None:
+    """ValueError if the run's files would lie among data or weights that it reads: both are what was committed, and nothing beside it."""
+    output = open_store(config.output).url
+    for what, url in _read_addresses(config):
+        there = open_store(find(url)).url
+        if f"{output}/".startswith(f"{there}/"):
+            raise ValueError(f"--output {output} lies in {what} ({there}), which this run reads: choose a folder beside it")
+
+
+def _read_addresses(config: RunConfig) -> list[tuple[str, str]]:
+    """What the run reads, and where it lies."""
+    found = [(f"the dataset of {source.name}", source.url) for source in config.sources]
+    encoder = config.encoder if isinstance(config, AdaptorConfig) else None
+    return [*found, ("the prior", config.prior), *([("the encoder", encoder)] if encoder else [])]
 
 
 def _missing_weights(config: RunConfig) -> list[str]:
@@ -95,10 +119,11 @@ def _missing_weights(config: RunConfig) -> list[str]:
 
 
 def _data(config: RunConfig, warnings: list[str]) -> tuple[record.Record | None, list[str]]:
-    remote = [source.url for source in config.sources if source.url.startswith("s3://")]
+    remote = [url for _, url in [*_read_addresses(config), ("", config.output)] if url.startswith("s3://")]
     if remote and not any(os.environ.get(name) for name in CREDENTIALS):
-        warnings.append(f"data: {', '.join(remote)} not looked at, for there are no credentials: set AWS_ACCESS_KEY_ID or AWS_PROFILE")
-        return None, []
+        warnings.append(f"credentials: set AWS_ACCESS_KEY_ID or AWS_PROFILE; not looked at without: {', '.join(remote)}")
+        if any(source.url in remote for source in config.sources):
+            return None, []
     found = record.survey(config, captions=isinstance(config, AdaptorConfig))
     lines = []
     for one in found.sources:
@@ -128,7 +153,10 @@ def _shard_bytes(one: record.Tables) -> float:
     """The mean size of some shards of images."""
     dataset, commits = Dataset(one.source.url), one.tables["images"]
     refs = dataset.load_commits([commits[shard] for shard in one.shards[:SIZED_SHARDS] if shard in commits])
-    return sum(dataset.store.size(ref.path) for ref in refs) / max(1, len(refs))
+    try:
+        return sum(dataset.store.size(ref.path) for ref in refs) / max(1, len(refs))
+    except NotFound as error:
+        raise NotFound(f"{error}, though a commit names it: restore it from a copy, or delete that commit and run ingest again") from error
 
 
 def _memory(config: RunConfig, cut: Arithmetic) -> list[str]:
@@ -181,7 +209,6 @@ def check_output(url: str) -> None:
     try:
         store.delete(probe)
         store.put(probe, b"")
-    except OSError as error:
+    except StorageError as error:
         raise StorageError(f"{store.url} cannot be written ({error}): choose another --output") from error
-    finally:
-        store.delete(probe)
+    store.delete(probe)

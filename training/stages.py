@@ -13,14 +13,14 @@ from torch import Tensor
 
 from supir_model import images
 from supir_model.encoder import copy_encoder, decode, encode_mode
-from supir_model.network import SupirAdaptor
+from supir_model.network import SupirAdaptor, check_same_network
 from supir_model.presets import get_network
 from supir_model.prior import load_components
 from supir_model.text import encode_prompts
 from supir_model.weights import Restorer, adaptor_files, encoder_files, load_encoder
 from training.batches import Sample
 from training.computing import prepare
-from training.folders import local_file, local_folder
+from training.folders import local_file, local_weights
 from training.loop import Validation
 from training.recipes import AdaptorConfig, EncoderConfig, RunConfig
 from training.restored import Restoration
@@ -129,22 +129,34 @@ class AdaptorStage:
         return torch.stack([torch.randn((network.latent_channels, side, side), generator=g) for g in generators]).to(self.device)
 
     @cached_property
-    def _fixed_batch(self) -> dict[str, Any]:
-        return self.collate(self.fixed)
+    def _parts(self) -> list[list[Sample]]:
+        """The fixed pictures, no more at a time than a step has: it is known that those fit."""
+        size = self.config.batch.micro_batch
+        return [self.fixed[i : i + size] for i in range(0, len(self.fixed), size)]
+
+    @cached_property
+    def _fixed_batches(self) -> list[dict[str, Any]]:
+        return [self.collate(part) for part in self._parts]
+
+    def _fixed_loss(self, timestep: int) -> float:
+        """Of all fixed pictures at one timestep."""
+        sums = []
+        for batch in self._fixed_batches:
+            size = len(batch["timestep_B"])
+            loss, _ = self.step({**batch, "timestep_B": torch.full((size,), timestep, device=self.device)})
+            sums.append(float(loss) * size)
+        return sum(sums) / len(self.fixed)
 
     def validate(self) -> Validation:
         """On fixed pictures: the loss at eight fixed timesteps with fixed noise, and the pictures restored."""
         if not self.fixed:
             return Validation(metrics={})
-        losses = {}
-        for timestep in FIXED_TIMESTEPS:
-            batch = {**self._fixed_batch, "timestep_B": torch.full((len(self.fixed),), timestep, device=self.device)}
-            losses[f"validation/loss/t{timestep:03d}"] = float(self.step(batch)[0])
+        losses = {f"validation/loss/t{timestep:03d}": self._fixed_loss(timestep) for timestep in FIXED_TIMESTEPS}
         metrics = {"validation/loss": sum(losses.values()) / len(losses), **losses}
         if not self.config.validation.restore_steps:
             return Validation(metrics=metrics)
         gt_BHWC, lq_BHWC = np.stack([s.gt_HWC for s in self.fixed]), np.stack([s.lq_HWC for s in self.fixed])
-        restored_BHWC = self.restoration.restored(self.fixed)
+        restored_BHWC = np.concatenate([self.restoration.restored(part) for part in self._parts])
         metrics["validation/psnr_restored"] = psnr_dB(restored_BHWC, gt_BHWC)
         return Validation(metrics=metrics, pictures={"degraded_restored_original": sheet(lq_BHWC, restored_BHWC, gt_BHWC)})
 
@@ -197,7 +209,7 @@ def build_adaptor_stage(config: AdaptorConfig, fixed: list[Sample], device: torc
     components, preset = _components(config, device), get_network(config.network)
     adaptor = SupirAdaptor.from_unet(components.unet, preset).float()
     dtype = next(components.vae.parameters()).dtype
-    encoder = load_encoder(local_folder(config.encoder), components.vae).to(device, dtype) if config.encoder else components.vae.encoder
+    encoder = load_encoder(local_weights(config.encoder), components.vae).to(device, dtype) if config.encoder else components.vae.encoder
 
     def encode_text(prompts: list[str]) -> tuple[Tensor, Tensor]:
         encoded = encode_prompts(components, prompts)
@@ -221,12 +233,14 @@ def build_adaptor_stage(config: AdaptorConfig, fixed: list[Sample], device: torc
 
 def _components(config: RunConfig, device: torch.device) -> Any:
     components = load_components(
-        local_folder(config.prior), str(device), torch.bfloat16 if config.precision == "bf16" else torch.float32
+        local_weights(config.prior), str(device), torch.bfloat16 if config.precision == "bf16" else torch.float32
     )
-    if components.network is not None and get_network(components.network).unet_config() != get_network(config.network).unet_config():
+    try:
+        check_same_network(components.unet, get_network(config.network))
+    except ValueError as difference:
+        name = f"network {components.network!r}" if components.network else "another network"
         raise ValueError(
-            f"{config.prior} is a prior of network {components.network!r}, this run trains {config.network!r}: "
-            "choose another prior, or --set network="
-        )
+            f"{config.prior} is a prior of {name}, this run trains {config.network!r}: choose another prior, or --set network= "
+            f"({difference})"
+        ) from difference
     return components
-

@@ -108,6 +108,22 @@ def test_a_folder_that_is_no_prior_is_refused_in_words(tmp_path: Path) -> None:
         load_components(tmp_path / "sdxl.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("file", "text", "words"),
+    [
+        ("prior.json", "{", r"prior\.json holds Expecting .*, expected \{\"network\": …"),
+        ("prior.json", '{"network": "tiny"}', r"prior\.json holds 'text_seed', expected"),
+        ("vae/config.json", "{", r"vae/config\.json' is not a valid JSON"),
+        ("vae/diffusion_pytorch_model.safetensors", "cut", r"vae/diffusion_pytorch_model\.safetensors"),
+    ],
+)
+def test_a_prior_that_is_damaged_says_where(tmp_path: Path, file: str, text: str, words: str) -> None:
+    shutil.copytree(PRIOR, tmp_path / "prior")
+    (tmp_path / "prior" / file).write_text(text)
+    with pytest.raises(ValueError, match=rf"(?s)prior .* cannot be read: .*{words}.*Copy, download or convert it again, or choose another"):
+        load_components(tmp_path / "prior")
+
+
 def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
     shutil.copytree(PRIOR, tmp_path / "prior")
     weights = tmp_path / "prior" / "unet" / "diffusion_pytorch_model.safetensors"

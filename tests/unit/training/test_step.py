@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,10 +14,11 @@ from infra.metrics import Metric
 from supir_model.encoder import copy_encoder, encode_mode, moments
 from supir_model.network import SupirAdaptor
 from supir_model.presets import get_network
+from training.batches import Sample
 from training.engines import clip_scale, ema_decay
 from training.loop import learning_rate
-from training.recipes import OptimizerOptions, encoder_tiny
-from training.stages import EncoderStage
+from training.recipes import OptimizerOptions, ValidationOptions, adaptor_tiny, encoder_tiny
+from training.stages import FIXED_TIMESTEPS, AdaptorStage, EncoderStage
 from training.step import AdaptorStep, EncoderStep
 
 PRESET = get_network("tiny")
@@ -215,3 +217,29 @@ def test_alarms_of_a_collapsing_encoder(networks: dict[str, Any]) -> None:
     assert "decoded mean -0.40, the ground truth has 0.12" in dark
     assert "decoded variance 0.010" in flat
     assert "use loss=frozen_encoder" in flat
+
+
+def test_validation_is_the_same_whenever_it_is_asked_for(networks: dict[str, Any]) -> None:
+    """Eight timesteps and one noise for each picture, whatever was drawn meanwhile; what is trained stays in its mode, and torch's
+    generator where it was."""
+    step, _ = adaptor_step(networks)
+    step._encode_text = lambda prompts: (torch.ones(len(prompts), 77, PRESET.context_dim), torch.ones(len(prompts), PRESET.pooled_dim))
+    batch = replace(adaptor_tiny().batch, crop_px=CROP, micro_batch=B)
+    config = replace(adaptor_tiny(), validation=ValidationOptions(every_steps=1), batch=batch)
+    picture_HWC = np.random.default_rng(0).integers(0, 256, (CROP, CROP, 3)).astype(np.uint8)
+    fixed = [Sample(position=i, source="photographs", image_id=f"{i}", gt_HWC=picture_HWC, lq_HWC=picture_HWC[:, ::-1].copy(),
+                    prompt="", timestep=0, noise_seed=i) for i in range(B + 1)]  # fmt: skip
+    stage = AdaptorStage(config=config, step=step, fixed=fixed, device=torch.device("cpu"), restoration=None)  # type: ignore[arg-type]
+    before = torch.get_rng_state()
+    with torch.no_grad():
+        first = stage.validate()
+        assert torch.equal(torch.get_rng_state(), before)
+        torch.rand(7)
+        again = stage.validate()
+    assert first.metrics == again.metrics
+    assert len([name for name in first.metrics if name.startswith("validation/loss/t")]) == 8
+    assert len(set(first.metrics.values())) == 9, "each timestep its own, and their mean"
+    with torch.no_grad():
+        one, two = (replace(stage, fixed=part)._fixed_loss(FIXED_TIMESTEPS[0]) for part in (fixed[B:], fixed[:B]))
+    assert first.metrics["validation/loss/t062"] == (B * two + one) / (B + 1), "no more at a time than a step has"
+    assert step.supir.adaptor.training == SupirAdaptor(PRESET).training
