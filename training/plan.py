@@ -11,48 +11,29 @@ rest on a utilisation that is given: measure yours.
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 if __package__ in (None, ""):  # run as a script: the import root is the repository, not this folder
-    from pathlib import Path
-
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import Any
 
-from infra.config import ConfigError, RunOptions, run_entry
+from infra.config import ConfigError, RunOptions, run_entry, to_dict
+from infra.storage import replace_text
+from training import planned
+from training.planned import GIB, SECONDS_PER_DAY, Line, Planned, room
 from training.recipes import ADAPTOR_RECIPES, ENCODER_RECIPES, Arithmetic, RunConfig, batch_arithmetic
-from training.recipes_plan import GPUS, RECIPES, Gpu, PlanConfig
+from training.recipes_plan import GPUS, RECIPES, UNKNOWN, Gpu, PlanConfig
 
-if TYPE_CHECKING:
-    from training.flops import Work
-
-GIB, GB, TERA = 2**30, 1e9, 1e12
-SECONDS_PER_DAY, SECONDS_PER_HOUR = 86_400, 3600
-FLAGS = {"gpu": f"one of: {', '.join(GPUS)}", "gpus": "how many"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Line:
-    """One number of the plan, and where it comes from."""
-
-    what: str
-    value: str
-    origin: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepTime:
-    """Seconds of one update on one GPU."""
-
-    compute_s: float
-    exchange_s: float
-
-    @property
-    def total_s(self) -> float:
-        return self.compute_s + self.exchange_s
+IN_TRAINING = {
+    "micro_batch": "batch.micro_batch",
+    "activation_checkpointing": "compute.activation_checkpointing",
+    "offload_optimizer": "engine.offload_optimizer",
+}
+FLAGS = {"gpu": f"one of: {', '.join(GPUS)}; any other with --set figures.…", "gpus": "how many"}
 
 
 def main(argv: list[str]) -> int:
@@ -63,23 +44,32 @@ def main(argv: list[str]) -> int:
 def run(config: PlanConfig, options: RunOptions) -> int:
     """Count, compute, print."""
     training, gpu = training_of(config), gpu_of(config)
-    cut = batch_arithmetic(training.batch, config.gpus)
+    cut = cut_of(config, training)
+    check_page(config.output)
     if options.dry_run:
         print(f"plan: would count {training.network} on {config.gpus} x {gpu.name}")
         return 0
+    plan = counted(config, training, gpu, cut)
+    told = list(planned.lines(plan))
+    width = max(len(line.what) for line in told)
+    print("\n".join(f"{line.what:<{width}}  {line.value:<24} {line.origin}".rstrip() for line in told), flush=True)
+    fits = plan.together <= plan.room
+    ending = verdict(plan, [] if fits else list(what_fits(config, gpu)))
+    print(f"\n{ending}")
+    if config.output:
+        replace_text(Path(config.output).expanduser(), markdown(config, options.recipe, told, ending))
+    return 0 if fits else 1
+
+
+def counted(config: PlanConfig, training: RunConfig, gpu: Gpu, cut: Arithmetic) -> Planned:
+    """Networks and a step of them on fake tensors: seconds."""
     from training.flops import count
     from training.memory import estimate, peak
 
     parts, work = estimate(training, cut), count(training)
-    lines = list(plan(config, training, gpu, cut, parts, work))
-    width = max(len(line.what) for line in lines)
-    print("\n".join(f"{line.what:<{width}}  {line.value:<24} {line.origin}".rstrip() for line in lines), flush=True)
-    left = room(config, gpu) - peak(parts, training, cut)
-    advice = [] if left >= 0 else list(what_fits(config, gpu))
-    print(f"\n{verdict(left, advice)}")
-    if config.output:
-        write_markdown(config, options.recipe, lines, verdict(left, advice))
-    return 0 if left >= 0 else 1
+    return Planned(
+        config=config, training=training, gpu=gpu, cut=cut, parts=parts, together=peak(parts, training, cut), work=work
+    )  # fmt: skip
 
 
 def training_of(config: PlanConfig) -> RunConfig:
@@ -94,7 +84,7 @@ def training_of(config: PlanConfig) -> RunConfig:
     batch = replace(found.batch, micro_batch=config.micro_batch or found.batch.micro_batch)
     engine = replace(
         found.engine,
-        zero_stage=config.zero_stage or found.engine.zero_stage,  # type: ignore[arg-type]
+        zero_stage=config.zero_stage or found.engine.zero_stage,
         offload_optimizer=config.offload_optimizer or found.engine.offload_optimizer,
     )
     launch = replace(found.launch, workers=config.gpus)
@@ -105,125 +95,47 @@ def training_of(config: PlanConfig) -> RunConfig:
 
 
 def gpu_of(config: PlanConfig) -> Gpu:
-    """What is known of the GPU. ConfigError that names the nearest one."""
-    if config.gpu not in GPUS:
+    """What is known of the GPU, and what is given. ConfigError that names the nearest one, and how to give an unknown one's figures."""
+    known = GPUS.get(config.gpu, replace(UNKNOWN, name=config.gpu))
+    gpu = replace(known, **{name: value for name, value in vars(config.figures).items() if value})
+    if not gpu.memory_gib or not gpu.bf16_tflop_s:
         near = difflib.get_close_matches(config.gpu, GPUS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ConfigError(f"nothing is known of a GPU {config.gpu!r}: {hint}Known: {', '.join(GPUS)}; add one to training/recipes_plan.py")
-    if not 0 < config.utilisation <= 1:
-        raise ConfigError(f"utilisation is {config.utilisation}, expected a share of the nominal FLOP/s, above 0 and up to 1")
-    return GPUS[config.gpu]
+        raise ConfigError(
+            f"nothing is known of a GPU {config.gpu!r}: {hint}Known: {', '.join(GPUS)}. Of any other give its vendor's figures: "
+            "--set figures.memory_gib=… --set figures.bf16_tflop_s=… (dense), and figures.within_gb_s, figures.between_gb_s where its "
+            "links are other than PCIe 4 and 100 Gbit/s"
+        )
+    return gpu
 
 
-def room(config: PlanConfig, gpu: Gpu) -> float:
-    """Bytes of a GPU that a training may fill."""
-    return gpu.memory_gib * GIB * (1 - config.memory_reserve)
+def cut_of(config: PlanConfig, training: RunConfig) -> Arithmetic:
+    """The batch on these GPUs. ConfigError with the numbers of GPUs, or the micro batches, that would do."""
+    lanes, size = training.batch.lanes, training.batch.global_batch
+    if lanes % config.gpus or size % config.gpus:
+        fit = [n for n in range(1, lanes + 1) if lanes % n == 0 and size % n == 0]
+        near = [*[n for n in fit if n < config.gpus][-1:], *[n for n in fit if n > config.gpus][:1]]
+        raise ConfigError(
+            f"{config.gpus} GPUs: {lanes} lanes and a batch of {size} do not divide into {config.gpus} workers: "
+            f"plan for --gpus {' or '.join(map(str, near))}"
+        )
+    share = size // config.gpus
+    if share % training.batch.micro_batch:
+        fit = [n for n in range(1, share + 1) if share % n == 0]
+        raise ConfigError(f"micro_batch is {training.batch.micro_batch}, each of {config.gpus} GPUs has {share} samples: choose from {fit}")
+    return batch_arithmetic(training.batch, config.gpus)
 
 
-def step_time(config: PlanConfig, gpu: Gpu, cut: Arithmetic, trained_bytes: float, work: Work) -> StepTime:
-    """Compute, and after it the exchange of gradients and weights, which does not overlap (the engine's choice for equal losses).
-
-    Reduce-scatter and all-gather each move (N - 1) / N of the trained parameters through every link of a ring of all GPUs; the slowest
-    link counts, which is the one between nodes where there are several.
-    """
-    compute_s = work.total * cut.per_worker / (gpu.bf16_tflop_s * TERA * config.utilisation)
-    moved = 2 * trained_bytes * (cut.world - 1) / cut.world
-    return StepTime(compute_s=compute_s, exchange_s=moved / (link_gb_s(config, gpu) * GB))
-
-
-def link_gb_s(config: PlanConfig, gpu: Gpu) -> float:
-    """The slowest link of the ring."""
-    return gpu.within_gb_s if config.gpus <= config.gpus_per_node else min(gpu.within_gb_s, gpu.between_gb_s)
-
-
-def plan(config: PlanConfig, training: RunConfig, gpu: Gpu, cut: Arithmetic, parts: dict[str, float], work: Work) -> Iterator[Line]:
-    """The lines of the plan."""
-    from training.memory import peak
-
-    batch = training.batch.global_batch
-    yield Line(what="training", value=f"{config.stage}, {training.network}", origin=f"recipe {config.training} of train_{config.stage}")
-    passes = f"{cut.micro_batch} x {cut.accumulation} passes x {cut.world} GPUs"
-    yield Line(what="batch", value=f"{batch} = {passes}", origin="recipe, cut for the cluster")
-    yield from memory_lines(config, training, gpu, parts, peak(parts, training, cut))
-    yield from work_lines(work)
-    trained = parts["gradients"] * (cut.world if training.engine.kind == "zero" and training.engine.zero_stage >= 2 else 1)
-    took = step_time(config, gpu, cut, trained, work)
-    yield from time_lines(config, training, gpu, took, work)
-    yield from money_lines(config, training, took)
-
-
-def memory_lines(config: PlanConfig, training: RunConfig, gpu: Gpu, parts: dict[str, float], together: float) -> Iterator[Line]:
-    """Bytes of one GPU by part."""
-    recomputed = "counted: the most alive at once, blocks recomputed" if training.compute.activation_checkpointing else ""
-    origins = {
-        "frozen": "counted: prior, autoencoder, text encoders, in the precision of the run",
-        "trained": "counted: fp32, and the engine's share of the master copy",
-        "gradients": "counted: fp32, this GPU's share",
-        "moments": "counted: two of AdamW in fp32, this GPU's share",
-        "buckets": "DeepSpeed's default: 500 M numbers in fp32",
-        "average": "counted: fp32, this GPU's share",
-        "activations": recomputed or "counted: what one forward pass keeps for the backward pass",
-    }
-    for part, size in parts.items():
-        yield Line(what=f"memory: {part}", value=f"{size / GIB:.2f} GiB", origin=origins[part])
-    yield Line(what="memory: together", value=f"{together / GIB:.1f} GiB", origin="what is held at once")
-    reserve = f"{gpu.memory_gib:g} GiB of {gpu.name} (vendor) less {config.memory_reserve:.0%} (choice)"
-    yield Line(what="memory: room", value=f"{room(config, gpu) / GIB:.1f} GiB", origin=reserve)
-
-
-def work_lines(work: Work) -> Iterator[Line]:
-    """TFLOP of one sample."""
-    origins = {
-        "encoding": "both pictures, no gradients",
-        "text": "both text encoders",
-        "forward": "the network",
-        "backward": "the network",
-        "recomputed": "blocks once more in the backward pass",
-    }
-    for part, what in origins.items():
-        if value := getattr(work, part):
-            yield Line(what=f"work a sample: {part}", value=f"{value / TERA:.2f} TFLOP", origin=f"counted: {what}")
-    yield Line(what="work a sample: together", value=f"{work.total / TERA:.2f} TFLOP", origin="sum")
-
-
-def time_lines(config: PlanConfig, training: RunConfig, gpu: Gpu, took: StepTime, work: Work) -> Iterator[Line]:
-    """Seconds and days."""
-    rate = f"{gpu.bf16_tflop_s:g} TFLOP/s (vendor) x {config.utilisation:g} (given)"
-    yield Line(what="step: compute", value=f"{took.compute_s:.2f} s", origin=rate)
-    link = f"gradients and weights in fp32 over {link_gb_s(config, gpu):g} GB/s (usual for such nodes), not overlapped"
-    yield Line(what="step: exchange", value=f"{took.exchange_s:.2f} s", origin=link)
-    images_per_s = training.batch.global_batch / took.total_s
-    reached = work.useful * images_per_s / config.gpus / (gpu.bf16_tflop_s * TERA)
-    yield Line(what="images a second", value=f"{images_per_s:.0f}", origin=f"batch / step; {reached:.1%} of nominal with the exchange")
-    read = images_per_s * config.image_mb
-    yield Line(what="reading", value=f"{read:.0f} MB/s", origin=f"images a second x {config.image_mb:g} MB (choice), all GPUs together")
-    yield Line(what="steps", value=f"{training.steps:,}", origin="recipe (the paper states none)")
-    yield Line(what="days", value=f"{training.steps * took.total_s / SECONDS_PER_DAY:.1f}", origin="steps x step")
-
-
-def money_lines(config: PlanConfig, training: RunConfig, took: StepTime) -> Iterator[Line]:
-    """What it costs, where prices are given."""
-    prices, hours = config.prices, training.steps * took.total_s / SECONDS_PER_HOUR
-    as_of = f"as of {prices.date}" if prices.date else "no date given"
-    gpu_hours = hours * config.gpus
-    yield Line(what="GPU hours", value=f"{gpu_hours:,.0f}", origin="days x 24 x GPUs")
-    if not any((prices.gpu_hour, prices.storage_gb_month, prices.traffic_gb)):
-        yield Line(what="cost", value="not told", origin="no prices: --set prices.gpu_hour=… --set prices.date=…")
-        return
-    images = training.steps * training.batch.global_batch
-    read_gb = images * config.image_mb / 1000
-    corpus_gb = 20_000_000 * config.image_mb / 1000  # Sec. 3.2: 20 million images
-    yield Line(what="cost: GPUs", value=f"{gpu_hours * prices.gpu_hour:,.0f}", origin=f"{prices.gpu_hour:g} an hour, {as_of}")
-    if prices.traffic_gb:
-        yield Line(what="cost: traffic", value=f"{read_gb * prices.traffic_gb:,.0f}", origin=f"{read_gb:,.0f} GB read, {as_of}")
-    if prices.storage_gb_month:
-        months = hours / 24 / 30
-        stored = corpus_gb * months * prices.storage_gb_month
-        yield Line(what="cost: storage", value=f"{stored:,.0f}", origin=f"{corpus_gb:,.0f} GB for the run, {as_of}")
+def check_page(output: str) -> None:
+    """ConfigError before anything is counted, if the page cannot be written there."""
+    if "://" in output:
+        raise ConfigError(f"output {output!r}: the page is written to a local path")
+    if output and Path(output).is_dir():
+        raise ConfigError(f"output {output!r} is a folder: give the name of the page, e.g. {output.rstrip('/')}/plan.md")
 
 
 def what_fits(config: PlanConfig, gpu: Gpu) -> Iterator[str]:
-    """Changes, the mildest first, each with the memory that it would take; those that fit."""
+    """The mildest change that fits, with the memory that it would take, and how the training is told of it."""
     from training.memory import estimate, peak
 
     own = training_of(config).batch.micro_batch
@@ -233,32 +145,49 @@ def what_fits(config: PlanConfig, gpu: Gpu) -> Iterator[str]:
     tries += [{"micro_batch": n, "offload_optimizer": True} for n in (own, *smaller)]
     tries += [{"micro_batch": n, "activation_checkpointing": True, "offload_optimizer": True} for n in (own, *smaller)]
     for change in tries:
-        changed = replace(config, **change)  # type: ignore[arg-type]
-        training = training_of(changed)
+        training = training_of(replace(config, **change))  # type: ignore[arg-type]
+        if training.batch.global_batch // config.gpus % training.batch.micro_batch:
+            continue
         cut = batch_arithmetic(training.batch, config.gpus)
         total = peak(estimate(training, cut), training, cut)
         if total <= room(config, gpu):
-            flags = " ".join(f"--set {key}={str(value).lower()}" for key, value in change.items())
-            yield f"{flags} ({total / GIB:.1f} GiB)"
+            flags = " ".join(f"--set {name}={str(value).lower()}" for name, value in change.items())
+            told = " ".join(f"--set {IN_TRAINING[name]}={str(value).lower()}" for name, value in change.items())
+            slower = "; the update then runs on the processor, whose time is not counted" if "offload_optimizer" in change else ""
+            yield f"{flags} ({total / GIB:.1f} GiB{slower}). The training is told by {told}"
             return
 
 
-def verdict(left: float, advice: list[str]) -> str:
-    """Whether it fits, and what to change."""
-    if left >= 0:
-        return f"It fits, with {left / GIB:.1f} GiB to spare."
-    cure = f"This would fit: {advice[0]}" if advice else "No smaller micro batch, recomputation or offload fits: take a larger GPU or more"
-    return f"It does not fit: {-left / GIB:.1f} GiB too much. {cure}"
+def verdict(plan: Planned, advice: list[str]) -> str:
+    """Whether it fits and how long it takes, and what to change."""
+    left = (plan.room - plan.together) / GIB
+    if left < 0:
+        none = "No smaller micro batch, recomputation or offload fits: take a larger GPU or more"
+        return f"It does not fit: {-left:.1f} GiB too much. {f'This would fit: {advice[0]}' if advice else none}"
+    given = plan.config.utilisation
+    days, slower = (plan.time(share).total_s / SECONDS_PER_DAY for share in (given, given * 2 / 3))
+    return (
+        f"It fits, with {left:.1f} GiB to spare. It takes {days:.1f} days if the GPUs reach {given:.0%} of their nominal speed while they "
+        f"compute, {slower:.1f} at {given * 2 / 3:.0%}: measure yours (docs/results/step.md) and give it as --set utilisation=…"
+    )
 
 
-def write_markdown(config: PlanConfig, recipe: str, lines: list[Line], ending: str) -> None:
-    """The plan as a page of docs/results/."""
-    from pathlib import Path
-
-    rows = "\n".join(f"| {line.what} | {line.value} | {line.origin} |" for line in lines)
-    command = f"python training/plan.py --recipe {recipe} --output {config.output}"
+def markdown(config: PlanConfig, recipe: str, told: list[Line], ending: str) -> str:
+    """The plan as a page of docs/results/, with the command that makes it again."""
+    rows = "\n".join(f"| {line.what} | {line.value} | {line.origin} |" for line in told)
+    flags = " ".join(f"--set {name}={value}" for name, value in changed(to_dict(RECIPES[recipe]()), to_dict(config)))
+    command = " ".join(filter(None, [f"python training/plan.py --recipe {recipe}", flags, f"--output {config.output}"]))
     head = f"# Plan: {recipe}\n\n    {command}\n\n| what | value | origin |\n| --- | --- | --- |"
-    Path(config.output).write_text(f"{head}\n{rows}\n\n{ending}\n", encoding="utf-8")
+    return f"{head}\n{rows}\n\n{ending}\n"
+
+
+def changed(recipe: dict[str, Any], config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Fields that are not the recipe's, by dotted name; where the page goes is none of them."""
+    for name, value in config.items():
+        if isinstance(value, dict):
+            yield from changed(recipe[name], value, f"{prefix}{name}.")
+        elif value != recipe[name] and name != "output":
+            yield f"{prefix}{name}", str(value).lower() if isinstance(value, bool) else value
 
 
 if __name__ == "__main__":

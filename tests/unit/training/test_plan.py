@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 
+from infra.config import ConfigError
 from supir_model.presets import get_network
 from supir_model.schedule import sdxl_schedule
 from tests.helpers import ROOT, entry_env
-from training import flops, memory, plan
+from training import flops, memory, plan, planned
 from training.recipes import Arithmetic, ComputeOptions, EngineOptions, adaptor_paper, adaptor_tiny, batch_arithmetic, encoder_tiny
-from training.recipes_plan import GPUS, RECIPES, PlanConfig, Prices, paper_64xa6000, release_64xa6000
+from training.recipes_plan import GPUS, RECIPES, Figures, PlanConfig, Prices, encoder_64xa6000, paper_64xa6000, release_64xa6000
 
 TERA = 1e12
 
@@ -165,15 +166,43 @@ def test_memory_is_what_a_real_step_takes(recompute: bool, monkeypatch: pytest.M
 
 
 def test_step_time_is_compute_and_the_slowest_link() -> None:
-    config, gpu = paper_64xa6000(), GPUS["a6000"]
-    work = flops.Work(encoding=2 * TERA, text=0.0, forward=1 * TERA, backward=1 * TERA)
-    cut = Arithmetic(world=64, per_worker=4, micro_batch=4, accumulation=1)
-    took = plan.step_time(config, gpu, cut, 3e9, work)
+    took = planned_on(64, passes=1).time()
     assert took.compute_s == pytest.approx(4 * 4 / (154.8 * 0.3))
-    assert took.exchange_s == pytest.approx(2 * 3e9 * 63 / 64 / 12.5e9)
-    one_node = plan.step_time(replace(config, gpus=8), gpu, replace(cut, world=8), 3e9, work)
-    assert one_node.exchange_s == pytest.approx(2 * 3e9 * 7 / 8 / 25e9)
-    assert plan.step_time(replace(config, gpus=1), gpu, replace(cut, world=1), 3e9, work).exchange_s == 0
+    assert took.exchange_s == pytest.approx(2 * TRAINED * 63 / 64 / 12.5e9)
+    assert planned_on(8, passes=1).time().exchange_s == pytest.approx(2 * TRAINED * 7 / 8 / 25e9)
+    assert planned_on(1, passes=64).time().exchange_s == 0
+
+
+@pytest.mark.parametrize(("change", "moves"), [({"zero_stage": 2}, 9), ({"zero_stage": 1}, 2), ({"kind": "plain"}, 2)])
+def test_zero_2_reduces_gradients_in_every_pass(change: dict[str, Any], moves: int) -> None:
+    """DeepSpeed 0.19.8, stage_1_and_2.py: a partitioned gradient is reduced whether or not the pass is the last."""
+    assert planned_on(8, passes=8, **change).time().exchange_s == pytest.approx(moves * TRAINED * 7 / 8 / 25e9)
+
+
+def test_a_validation_holds_up_all_the_others() -> None:
+    """16 pictures: eight losses (encoding, text and forward), 20 sampling steps with and without the text."""
+    took = planned_on(64, passes=1).time()
+    assert took.validation_s == pytest.approx(16 * (8 * (2 + 1) + 2 * 20 * 1) / (154.8 * 0.3))
+    assert took.validations == 1 + 92, "before the first step, and every 500"
+    assert took.total_s == pytest.approx(46_000 * took.step_s + 93 * took.validation_s)
+    stage_1 = replace(planned_on(64, passes=1), training=plan.training_of(encoder_64xa6000()))
+    assert stage_1.time().validation_s == pytest.approx(16 * 1 / (154.8 * 0.3)), "a forward pass"
+
+
+TRAINED = 3e9  # bytes
+
+
+def planned_on(gpus: int, *, passes: int, **engine: Any) -> planned.Planned:
+    """The paper's recipe, of a network that takes 4 TFLOP a sample."""
+    config = replace(paper_64xa6000(), gpus=gpus)
+    training = plan.training_of(config)
+    training = replace(training, engine=replace(training.engine, **engine))
+    sharded = training.engine.kind == "zero" and training.engine.zero_stage == 2
+    return planned.Planned(
+        config=config, training=training, gpu=GPUS["a6000"], cut=Arithmetic(world=gpus, per_worker=4, micro_batch=4, accumulation=passes),
+        parts={"gradients": TRAINED / (gpus if sharded else 1)}, together=0.0,
+        work=flops.Work(encoding=2 * TERA, text=0.0, forward=1 * TERA, backward=1 * TERA),
+    )  # fmt: skip
 
 
 def test_the_printed_plan(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -182,10 +211,28 @@ def test_the_printed_plan(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
     assert plan.main([*small, "--output", str(page)]) == 0
     out = capsys.readouterr().out
     assert "It fits" in out
+    assert "days if the GPUs reach 30% of their nominal speed while they compute" in out
     assert "2 an hour, as of 2026-11-01" in out
     assert "| work a sample: together |" in page.read_text()
+    flags = "--set training=tiny --set gpus=2 --set prices.gpu_hour=2.0 --set prices.date=2026-11-01"
+    assert f"python training/plan.py --recipe paper_64xa6000 {flags} --output {page}" in page.read_text(), "the command that was given"
+    origins = [line.rsplit("  ", 1) for line in out.split("\n}\n")[1].split("\n\n")[0].splitlines()]
+    assert all(len(origin) == 2 for origin in origins), f"a number without an origin: {origins}"
     assert plan.main(["--gpu", "h10"]) == 2
     assert "did you mean 'h100'?" in capsys.readouterr().err
+
+
+def test_a_gpu_that_is_not_known_is_given_by_its_figures() -> None:
+    with pytest.raises(ConfigError, match=r"known of a GPU 'b200': .*--set figures\.memory_gib=… --set figures\.bf16_tflop_s=…"):
+        plan.gpu_of(PlanConfig(gpu="b200"))
+    config = PlanConfig(gpu="b200", figures=Figures(memory_gib=180, bf16_tflop_s=2250))
+    own = replace(planned_on(1, passes=64), config=config, gpu=plan.gpu_of(config))
+    told = {line.what: line.origin for line in [*planned.memory_lines(own), *planned.time_lines(own, own.time())]}
+    assert told["memory: room"] == "180 GiB of b200 (given) less 10% (choice)"
+    assert told["step: compute"] == "2250 TFLOP/s (given) x 0.3 (given)"
+    assert told["step: exchange"] == "one GPU"
+    slow = plan.gpu_of(PlanConfig(gpu="h100", figures=Figures(between_gb_s=3)))
+    assert slow == replace(GPUS["h100"], between_gb_s=3), "what is known, but for what is given"
 
 
 @pytest.mark.integration  # it counts several cuts of a batch
@@ -197,7 +244,9 @@ def test_what_does_not_fit_gets_a_cure(monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setitem(GPUS, "toy", small)
     arguments = ["--set", "training=tiny", "--gpus", "2", "--gpu", "toy", "--set", "memory_reserve=0"]
     assert plan.main(arguments) == 1
-    assert "This would fit: --set micro_batch=2" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "This would fit: --set micro_batch=2 (" in out
+    assert "The training is told by --set batch.micro_batch=2" in out
     monkeypatch.setitem(GPUS, "toy", replace(small, memory_gib=0.001))
     assert plan.main(arguments) == 1
     assert "take a larger GPU" in capsys.readouterr().out
@@ -208,8 +257,17 @@ def test_what_does_not_fit_gets_a_cure(monkeypatch: pytest.MonkeyPatch, capsys: 
     [
         ({"stage": "decoder"}, "expected one of: encoder, adaptor"),
         ({"training": "papr"}, "no recipe of train_adaptor: known are"),
-        ({"gpus": 48}, "64 lanes do not divide into 48 workers"),
+        ({"gpus": 48}, "64 lanes and a batch of 256 do not divide into 48 workers: plan for --gpus 32 or 64"),
+        ({"gpus": 7}, "plan for --gpus 4 or 8"),
+        ({"gpus": 100}, "plan for --gpus 64"),
+        ({"gpus": 0}, "gpus is 0, expected 1 or more"),
+        ({"micro_batch": 3}, "each of 64 GPUs has 4 samples: choose from [1, 2, 4]"),
+        ({"zero_stage": 3}, "zero_stage=3"),
         ({"utilisation": 0.0}, "above 0 and up to 1"),
+        ({"memory_reserve": 1.0}, "memory_reserve is 1.0, expected 0 or more and below 1"),
+        ({"prices.gpu_hour": -1}, "prices.gpu_hour is -1.0, expected 0 or more"),
+        ({"figures.memory_gib": "nan"}, "figures.memory_gib is nan"),
+        ({"output": "s3://plans/a.md"}, "written to a local path"),
     ],
 )
 def test_bad_questions_teach(change: dict[str, Any], words: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -221,10 +279,11 @@ def test_recipes_and_prices() -> None:
     assert all(plan.training_of(recipe()) for recipe in RECIPES.values())
     assert plan.training_of(release_64xa6000()).network == "sdxl_release"
     config = replace(paper_64xa6000(), prices=Prices(gpu_hour=1.0, storage_gb_month=0.02, traffic_gb=0.01))
-    took = plan.StepTime(compute_s=1.0, exchange_s=0.0)
-    lines = {line.what: line.value for line in plan.money_lines(config, plan.training_of(config), took)}
+    took = planned.Time(compute_s=1.0, exchange_s=0.0, validation_s=0.0, steps=46_000, validations=0)
+    lines = {line.what: line.value for line in planned.money_lines(config, plan.training_of(config), took)}
     assert lines["cost: GPUs"] == f"{46_000 / 3600 * 64:,.0f}"
     assert lines["cost: traffic"] == f"{46_000 * 256 * 0.0005 * 0.01:,.0f}"
+    assert lines["cost: together"] == f"{46_000 / 3600 * 64 + 46_000 * 256 * 0.0005 * 0.01 + 10_000 * 46_000 / 86_400 / 30 * 0.02:,.0f}"
     assert lines["cost: storage"] == f"{10_000 * 46_000 / 86_400 / 30 * 0.02:,.0f}"
 
 
