@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -82,14 +82,37 @@ def _environment() -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join([ROOT, *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
+def check_room(options: LaunchOptions, have: Mapping[str, float]) -> None:
+    """Whether Ray has what the workers want. ValueError where nothing can come to it; on a cluster a word, for nodes may join it."""
+    wants = {"CPU": options.workers * options.cpus_per_worker, "GPU": options.workers * options.gpus_per_worker}
+    lacking = [f"{amount:g} {kind}s and there are {have.get(kind, 0):g}" for kind, amount in wants.items() if amount > have.get(kind, 0)]
+    if not lacking:
+        return
+    told = f"launch.workers={options.workers} want {', '.join(lacking)}"
+    cure = "lower launch.workers, launch.gpus_per_worker or launch.cpus_per_worker"
+    if not os.environ.get("RAY_ADDRESS"):
+        raise ValueError(f"{told} on this machine: {cure}, or set RAY_ADDRESS to a cluster that has them")
+    patience_min = (options.restarts + 1) * float(os.environ.get("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", START_TIMEOUT_S)) / 60
+    print(f"{told} in the cluster: waiting for nodes, {patience_min:.0f} minutes at the most; or {cure}", flush=True)
+
+
+def failures(options: LaunchOptions) -> Any:
+    """How often Ray Train may start the workers again: after one has died, and after they could not be started (its default: for ever)."""
+    from ray.train import FailureConfig
+
+    limits: dict[str, Any] = {"max_failures": options.restarts, "controller_failure_limit": options.restarts}  # stubs: of Ray Train 1
+    return FailureConfig(**limits)
+
+
 def _on_ray(job: Job) -> None:
     with connection(job.config.launch):
         import ray
-        from ray.train import FailureConfig, ScalingConfig
         from ray.train import RunConfig as RayRun
+        from ray.train import ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
         options = job.config.launch
+        check_room(options, ray.cluster_resources())
         resources = {"CPU": options.cpus_per_worker, **({"GPU": options.gpus_per_worker} if options.gpus_per_worker else {})}
         exchange: Any = ray.remote(Exchange).options(**_beside_this_process()).remote()
         trainer = TorchTrainer(
@@ -99,7 +122,7 @@ def _on_ray(job: Job) -> None:
             scaling_config=ScalingConfig(
                 num_workers=options.workers, use_gpu=bool(options.gpus_per_worker), resources_per_worker=resources
             ),
-            run_config=RayRun(name=job.attempt, failure_config=FailureConfig(max_failures=options.restarts), **_ray_storage(job)),
+            run_config=RayRun(name=job.attempt, failure_config=failures(options), **_ray_storage(job)),
         )
         with _attending(exchange), interruption.listening():
             trouble = _fit(trainer, job)
@@ -146,8 +169,8 @@ def _fit(trainer: Any, job: Job) -> Stopped | None:
         trainer.fit()
     except TrainingFailedError as error:
         return Stopped(
-            f"the workers failed more often than launch.restarts={job.config.launch.restarts} allows; the last failure: {error}. "
-            "The newest checkpoint stands: run the same command again to continue"
+            f"the workers failed, or could not be started, more often than launch.restarts={job.config.launch.restarts} allows; the last "
+            f"failure: {error}. The newest checkpoint stands: run the same command again to continue"
         )
     return None
 

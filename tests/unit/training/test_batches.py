@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from infra.dataset import AlteredFile, Dataset, ShardRef
 from infra.holdout import is_held_out
+from supir_model import images
 from tests.corpora import NEGATIVE, corpus, negatives
 from tests.helpers import commit_table
 from training import record, sequence
@@ -68,6 +69,52 @@ def test_only_rows_that_may_be_used_are_drawn_and_texts_are_as_the_recipe_says(c
     assert all(s.prompt.endswith("perfect without deformations.") for s in photographs if s.prompt)
     assert all(s.gt_HWC.shape == s.lq_HWC.shape == (64, 64, 3) and s.gt_HWC.dtype == np.uint8 for s in samples)
     assert 0.15 < len([s for s in samples if s.source == "negatives"]) / len(samples) < 0.45
+
+
+def test_captions_are_dropped_by_draw_and_not_once_for_good(config: AdaptorConfig) -> None:
+    """With nine images in four lanes each comes again and again, now with its text, now without."""
+    texts: dict[str, set[bool]] = {}
+    reader = batches(config)
+    for position in range(200):
+        source, row, _ = reader.ground_truth(position)
+        if source.source.name == "photographs":
+            texts.setdefault(row["image_id"], set()).add(reader._prompt(row["caption"], source, position) == "")
+    assert all(found == {True, False} for found in texts.values()), texts
+
+
+def test_photographs_faces_and_negatives_come_in_their_shares(config: AdaptorConfig, tmp_path: Path) -> None:
+    """Exact in every thousand draws of a lane; faces are described as photographs are."""
+    three = replace(config, faces=corpus(tmp_path / "f", photos=3, side_px=64), faces_weight=0.2, batch=replace(config.batch, lanes=1))
+    reader = batches(three)
+    drawn = [sequence.draw_source(three.seed, 0, turn, reader._parts)[0] for turn in range(1000)]
+    names = [one.source.name for one in reader._sources]
+    assert {names[source]: count for source, count in Counter(drawn).items()} == {"photographs": 500, "negatives": 300, "faces": 200}
+    faces = [reader.sample(position) for position in range(12) if names[drawn[position]] == "faces"]
+    assert faces
+    assert {face.prompt[:13] for face in faces} <= {"A photograph,", ""}
+
+
+def test_half_of_the_crops_are_mirrored_and_none_where_flips_are_off(config: AdaptorConfig) -> None:
+    plain = batches(replace(config, batch=replace(config.batch, flip=False)))
+    flipped = batches(config)
+    mirrored = 0
+    for position in range(40):
+        (_, _, one_HWC), (_, _, other_HWC) = plain.ground_truth(position), flipped.ground_truth(position)
+        same, turned = np.array_equal(one_HWC, other_HWC), np.array_equal(one_HWC[:, ::-1], other_HWC)
+        assert same or turned, "the same crop, as it is or mirrored"
+        mirrored += not same
+    assert 10 < mirrored < 30
+
+
+def test_whole_images_are_trained_on_where_the_short_side_is_the_crop(config: AdaptorConfig) -> None:
+    whole = batches(replace(config, batch=replace(config.batch, crop_px=64, short_side_px=64, flip=False)))
+    for position in range(6):
+        _, row, crop_HWC = whole.ground_truth(position)
+        resized_HWC = images.resize_short_side(images.decode(row["bytes"]).rgb_HWC, 64)
+        assert min(resized_HWC.shape[:2]) == 64
+        along = max(resized_HWC.shape[:2]) - 64
+        cuts = [resized_HWC[at : at + 64, :64] if resized_HWC.shape[0] > 64 else resized_HWC[:64, at : at + 64] for at in range(along + 1)]
+        assert any(np.array_equal(crop_HWC, cut) for cut in cuts), "the whole short side, a square of the long one"
 
 
 def test_a_takedown_moves_no_other_sample(config: AdaptorConfig, tmp_path: Path) -> None:
