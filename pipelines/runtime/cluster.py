@@ -12,19 +12,17 @@ import logging
 import os
 import socket
 import sys
-import tempfile
-import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from infra.dataset import Dataset, ShardRef
 from pipelines.runtime.calibrate import Calibration, calibrate
+from pipelines.runtime.local_start import LOOK_S, quick_start, without_chatter
 from pipelines.runtime.plan import ShardTask
 from pipelines.runtime.stage import Stage
 from pipelines.runtime.worker import ShardReport, ShardWorker
@@ -32,9 +30,7 @@ from pipelines.runtime.worker import ShardReport, ShardWorker
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 ROOT = str(Path(__file__).resolve().parents[2])
 LOCAL = "local"
-HELPERS = ("monitor.py", "log_monitor.py")  # as Ray 2.60 names them; what is not found is left alone
-DASHBOARD = "dashboard.py"  # ray.init waits for it
-LOOK_S = 0.1  # choice: Ray starts for three seconds
+NODE_S = 20  # choice: then Ray itself asks, and waits as long as it does
 CONNECT_S = 10  # choice: a cluster that takes longer to accept a connection is taken for absent
 ROOM_S = 1800  # choice: a cloud brings a GPU node in 5 to 15 minutes
 # measured: decode loops run up to 1.5 times faster
@@ -123,9 +119,9 @@ def connection() -> Iterator[None]:
     address = _address()
     try:
         _check_answers(address)
-        with _without_chatter():
+        with without_chatter():
             if address == LOCAL:  # workers inherit this process's variables, so that Ray may start them ahead
-                with _environment(_variables()), _without_helpers():
+                with quick_start(_variables()), _asking_often():
                     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
             else:  # credentials come from the nodes
                 ray.init(address=address, runtime_env={"env_vars": _variables()}, log_to_driver=False, logging_level=logging.ERROR)
@@ -137,6 +133,28 @@ def connection() -> Iterator[None]:
     finally:
         if not _SHARED.get():
             ray.shutdown()
+
+
+@contextmanager
+def _asking_often() -> Iterator[None]:
+    """`ray.init` asks whether its node is there, and again a second later (Ray 2.60, without an option): look often before it asks."""
+    from ray._private import services
+    from ray._private.state import GlobalState
+
+    ask = services.get_node
+
+    def wait_and_ask(gcs_address: str, node_id: str) -> Any:
+        state, end = GlobalState(), time.monotonic() + NODE_S
+        state._initialize_global_state(services._get_gcs_client_options(gcs_address))
+        while time.monotonic() < end and all(node["NodeID"] != node_id for node in state.node_table()):
+            time.sleep(LOOK_S)
+        return ask(gcs_address, node_id)
+
+    services.get_node = wait_and_ask
+    try:
+        yield
+    finally:
+        services.get_node = ask
 
 
 def _address() -> str:
@@ -151,73 +169,11 @@ def _variables() -> dict[str, str]:
     return ALLOCATOR | {"PYTHONPATH": os.pathsep.join([ROOT, *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
-@contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """This process's environment with these variables, for what is started meanwhile."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-@contextmanager
-def _without_helpers() -> Iterator[None]:
-    """While Ray starts, end those of its processes that serve nobody here: no nodes to scale, no dashboard, no log that the driver shows.
-
-    Measured: their start takes 1.7 s of a core, and the autoscaler is deaf to a shutdown for a second.
-    """
-    started = threading.Event()
-
-    def watch() -> None:
-        while not started.wait(LOOK_S):
-            _end(HELPERS)
-
-    watcher = threading.Thread(target=watch, name="without helpers", daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        started.set()
-        watcher.join()
-    _end((*HELPERS, DASHBOARD))
-
-
-def _end(names: tuple[str, ...]) -> None:
-    for process in psutil.Process().children():
-        with suppress(psutil.Error):
-            if any(Path(word).name in names for word in process.cmdline()):
-                process.kill()
-
-
 def _check_answers(address: str) -> None:
     """Raise OSError if nobody listens at host:port. Ray itself would try for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdigit() and "//" not in host:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
-
-
-@contextmanager
-def _without_chatter() -> Iterator[None]:
-    """Hold back what is written to file descriptor 2: ray's C++ half announces its log level there. Shown if the start fails."""
-    sys.stderr.flush()
-    with tempfile.TemporaryFile() as held:
-        terminal = os.dup(2)
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            held.seek(0)
-            os.write(terminal, held.read())
-            raise
-        finally:
-            os.dup2(terminal, 2)
-            os.close(terminal)
 
 
 def check_room(options: WorkerOptions) -> None:
