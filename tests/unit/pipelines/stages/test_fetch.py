@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,6 +55,26 @@ def test_bytes_are_untouched_and_provenance_is_carried(tmp_path: Path, picture: 
     assert [row[name] for name in ("format", "licence", "licence_url", "attribution", "source_url")] == \
         ["PNG", "CC0-1.0", "http://l", "Ada", "http://s"]
     assert not outcomes
+
+
+def test_a_tar_of_many_members_is_opened_once(tmp_path: Path, picture: bytes) -> None:
+    """Small files are read in bulk: one handle a tar, not one a member."""
+    for name in ("a.tar", "b.tar"):
+        tar_file(tmp_path / name, [(f"{i}.png", picture) for i in range(40)])
+    rows, opened = rows_of(tmp_path), Counter[str]()
+    looking = True
+
+    def look(event: str, args: tuple[object, ...]) -> None:
+        if looking and event == "open" and str(args[0]).endswith(".tar"):
+            opened[Path(str(args[0])).name] += 1
+
+    sys.addaudithook(look)  # for the life of the process: Python takes none back
+    try:
+        result = STAGE.process({"inputs": rows}, {})
+    finally:
+        looking = False
+    assert result.table.num_rows == 80
+    assert opened == {"a.tar": 1, "b.tar": 1}
 
 
 def test_every_kind_of_bad_input_has_its_reason_and_disturbs_no_other(tmp_path: Path, picture: bytes) -> None:
