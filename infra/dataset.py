@@ -27,10 +27,10 @@ import pyarrow.parquet as pq
 
 from infra.digest import content_digest
 from infra.ledger import Ledger, Outcome
+from infra.shard_file import RowGroups, encode, write_hashed
 from infra.storage import LocalStore, NotFound, StorageError, open_store, read_json, unique_name
 
 READERS = 16  # choice: commits are small objects, latency hides behind threads
-ROW_GROUP_ROWS = 64  # choice: readers that want some rows of an image shard do not pay for all of it
 
 
 class NoSuchTable(StorageError):
@@ -187,19 +187,21 @@ class Dataset:
 
     # writing
 
-    def commit(self, *, table: str, version: str, shard: str, key: str, data: pa.Table, outcomes: list[Outcome], ledger: Ledger,
-               inputs: dict[str, str], stage_version: int, timings: dict[str, float] | None = None,
+    def commit(self, *, table: str, version: str, shard: str, key: str, data: pa.Table | RowGroups, outcomes: list[Outcome],
+               ledger: Ledger, inputs: dict[str, str], stage_version: int, timings: dict[str, float] | None = None,
                sha256_of: Mapping[str, str] | None = None, digest: str | None = None) -> ShardRef:
         """Write a shard and commit it, once. `sha256_of`: see `content_digest`; `digest`: that of `data`, where it is known.
 
         Returns the commit that stands: ours, or that of another writer who was first with the same key; then our files are removed.
         """
         ledger.check()
+        groups = data if isinstance(data, RowGroups) else RowGroups(data)
+        rows, digest = groups.num_rows, digest or content_digest(groups.whole(), sha256_of=sha256_of)
         path = unique_name(f"{table}/{shard}", ".parquet")
-        file_sha256 = self._write(path, data)
+        file_sha256 = self._write(path, groups)
         outcomes_path = self._put_outcomes(path, outcomes)
-        ref = ShardRef(table=table, version=version, shard=shard, key=key, path=path, rows=data.num_rows,
-                       sha256=file_sha256, digest=digest or content_digest(data, sha256_of=sha256_of), outcomes_path=outcomes_path,
+        ref = ShardRef(table=table, version=version, shard=shard, key=key, path=path, rows=rows,
+                       sha256=file_sha256, digest=digest, outcomes_path=outcomes_path,
                        ledger=ledger, inputs=inputs, attempt=uuid.uuid4().hex, stage_version=stage_version, timings=timings or {})
         if self.store.create(ref.commit_name, _to_json(asdict(ref))):
             return ref
@@ -269,57 +271,19 @@ class Dataset:
         if not outcomes:
             return None
         name = path.removesuffix(".parquet") + ".outcomes.parquet"
-        self._write(name, pa.Table.from_pylist([asdict(outcome) for outcome in outcomes]))
+        self._write(name, RowGroups(pa.Table.from_pylist([asdict(outcome) for outcome in outcomes])))
         return name
 
-    def _write(self, path: str, table: pa.Table) -> str:
+    def _write(self, path: str, groups: RowGroups) -> str:
         """Write a table and return the sha256 of the file. Pictures go straight into the file: no second copy of them in memory."""
-        if not _binary(table):  # small: a thread would cost more than it saves
+        if not isinstance(self.store, LocalStore):
+            groups.keep()  # a server that is away is asked again
+        if not groups.binary:  # small: a thread would cost more than it saves
             data = io.BytesIO()
-            _encode(table, data)
+            encode(groups, data)
             self.store.put(path, data.getvalue())
             return hashlib.sha256(data.getvalue()).hexdigest()
-
-        def write(file: BinaryIO) -> str:
-            with ThreadPoolExecutor(1) as thread:
-                hashing = _Hashing(file, thread)
-                _encode(table, hashing)
-                return hashing.total.hexdigest()
-
-        return self.store.write(path, write)
-
-
-def _binary(table: pa.Table) -> list[str]:
-    return [f.name for f in table.schema if pa.types.is_binary(f.type)]
-
-
-class _Hashing(io.RawIOBase):
-    """Hashes what goes into a file beside the writing: both leave Python's lock."""
-
-    def __init__(self, file: BinaryIO, thread: ThreadPoolExecutor) -> None:
-        self.file, self.thread = file, thread
-        self.total = hashlib.sha256()
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        hashed = self.thread.submit(self.total.update, data)
-        self.file.write(data)
-        hashed.result()
-        return len(data)
-
-
-def _encode(table: pa.Table, sink: io.RawIOBase | io.BytesIO) -> None:
-    """As Parquet. Encoded images do not compress: they are stored as they are. Nobody asks for the least and the most of a column.
-
-    Measured: images that Parquet tries to put into a dictionary take three times as long to read, and are read in pieces; the other
-    columns take a third less time, and space, without one: zstd finds what repeats.
-    """
-    binary = _binary(table)
-    others = [name for name in table.column_names if name not in binary]
-    pq.write_table(table, sink, compression=dict.fromkeys(binary, "none") | dict.fromkeys(others, "zstd"), use_dictionary=False,
-                   write_statistics=False, row_group_size=ROW_GROUP_ROWS if binary else None)
+        return self.store.write(path, lambda file: write_hashed(groups, file))
 
 
 def _decode(file: BinaryIO | pa.BufferReader, columns: list[str] | None = None) -> pa.Table:
