@@ -24,7 +24,7 @@ from infra.dataset import Dataset, ShardRef
 from pipelines.runtime.calibrate import Calibration, calibrate
 from pipelines.runtime.local_start import LOOK_S, quick_start, without_chatter
 from pipelines.runtime.plan import ShardTask
-from pipelines.runtime.stage import Stage
+from pipelines.runtime.stage import Overlapping, Stage
 from pipelines.runtime.worker import ShardReport, ShardWorker
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -269,16 +269,22 @@ def _actors(stage: Stage, source: Dataset, output: Dataset, tasks: list[ShardTas
     import ray
     from ray.util import ActorPool
 
-    kind: Any = ray.remote(num_cpus=options.cpus, num_gpus=options.gpus, max_restarts=-1, max_task_retries=-1)(ShardActor)
+    hands = _shards_in_hand(stage)
+    remote: Any = ray.remote  # its annotation does not know `max_concurrency`
+    kind = remote(num_cpus=options.cpus, num_gpus=options.gpus, max_restarts=-1, max_task_retries=-1, max_concurrency=hands)(ShardActor)
     count = min(options.workers or len(tasks), len(tasks), _places(options))
     actors = [kind.remote(stage, source.store.url, output.store.url) for _ in range(count)]
     try:
-        pool = ActorPool(actors)
+        pool = ActorPool(actors * hands)
         for answer in pool.map_unordered(lambda actor, task: actor.__call__.remote({"task": task_to_json(task)}), tasks):
             yield answer["report"]
     finally:
         for actor in actors:  # the next stage needs their places
             ray.kill(actor)
+
+
+def _shards_in_hand(stage: Stage) -> int:
+    return stage.shards_in_hand if isinstance(stage, Overlapping) else 1
 
 
 def _ray_data(stage: Stage, source: Dataset, output: Dataset, tasks: list[ShardTask], options: WorkerOptions) -> Iterator[str]:
@@ -287,7 +293,9 @@ def _ray_data(stage: Stage, source: Dataset, output: Dataset, tasks: list[ShardT
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
-    pool = ray.data.ActorPoolStrategy(min_size=min(options.workers, len(tasks)) or 1, max_size=options.workers or len(tasks))
+    hands = _shards_in_hand(stage)
+    pool = ray.data.ActorPoolStrategy(min_size=min(options.workers, len(tasks)) or 1, max_size=options.workers or len(tasks),
+                                      max_concurrent_calls_per_actor=hands, enable_true_multi_threading=hands > 1)
     items = ray.data.from_items([{"task": task_to_json(task)} for task in tasks], override_num_blocks=len(tasks))
     actor: Any = ShardActor  # Ray's annotation knows functions only
     done = items.map(actor, fn_constructor_args=(stage, source.store.url, output.store.url), compute=pool,

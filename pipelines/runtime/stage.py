@@ -73,6 +73,17 @@ class Sparse(Protocol):
         ...
 
 
+@runtime_checkable
+class Overlapping(Protocol):
+    """A stage that waits (for the network) more than it computes: its worker begins the next shard while it still writes the last one.
+
+    A worker that is lost then costs both.
+    """
+
+    @property
+    def shards_in_hand(self) -> int: ...
+
+
 class TravelsAsFields:
     """A base for stages that keep what `setup` built: only their fields are pickled, so a worker's models never travel."""
 

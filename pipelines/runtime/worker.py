@@ -10,9 +10,12 @@ if it takes that one down too is it failed.
 from __future__ import annotations
 
 import multiprocessing
+import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -20,6 +23,7 @@ import pyarrow as pa
 
 from infra.dataset import Dataset, ShardRef
 from infra.ledger import Ledger, Outcome
+from infra.shard_file import RowGroups
 from infra.storage import StorageError, Store, unique_name
 from pipelines.runtime.plan import ShardTask
 from pipelines.runtime.stage import Result, Stage, StageUnusable, version_of
@@ -44,26 +48,36 @@ class SetupFailed(Exception):
 
 @dataclass
 class ShardWorker:
-    """Sets a stage up, once, and does shards with it."""
+    """Sets a stage up, once, and does shards with it: one at a time, but the next may begin when half of the last one is written.
+
+    So two threads may call `run`, and the worker holds one shard and a half.
+    """
 
     stage: Stage
     source: Dataset
     output: Dataset
     version: str = field(init=False)
     ready: bool = field(init=False, default=False)
+    at_work: threading.Lock = field(init=False, default_factory=threading.Lock)
+    counted_until: float = field(init=False, default=0.0)  # the time up to which seconds were reported, so that none is told twice
 
     def __post_init__(self) -> None:
         self.version = version_of(self.stage)
 
     def run(self, task: ShardTask) -> ShardReport:
         """Do one shard. Storage that refuses or a failed set-up is reported, not raised: it is the driver's to stop the job."""
-        start = time.monotonic()
-        try:
-            self._set_up()
-            ref = self._run(task)
-        except (StorageError, SetupFailed, StageUnusable) as error:
-            return ShardReport(shard=task.shard, ref=None, error=str(error))
-        return ShardReport(shard=task.shard, ref=ref, elapsed_s=time.monotonic() - start)
+        with _Turn(self.at_work) as turn:
+            start = time.monotonic()
+            try:
+                self._set_up()
+                committed, attempt = self._work(task, turn)
+                ref = committed()
+                attempt.clear()
+            except (StorageError, SetupFailed, StageUnusable) as error:
+                return ShardReport(shard=task.shard, ref=None, error=str(error))
+        end = time.monotonic()
+        begin, self.counted_until = max(start, self.counted_until), end
+        return ShardReport(shard=task.shard, ref=ref, elapsed_s=end - begin)
 
     def _set_up(self) -> None:
         if self.ready:
@@ -74,7 +88,8 @@ class ShardWorker:
             raise SetupFailed(f"could not set up ({type(error).__name__}): {error}") from error
         self.ready = True
 
-    def _run(self, task: ShardTask) -> ShardRef:
+    def _work(self, task: ShardTask, turn: _Turn) -> tuple[Callable[[], ShardRef], _Attempt]:
+        """(what commits the shard, the attempt to clear after it). Its rows are held by what commits them alone."""
         start = time.monotonic()
         rows = {table: self.source.read(ref) for table, ref in task.inputs.items()}
         read_s = time.monotonic() - start
@@ -84,13 +99,31 @@ class ShardWorker:
         total = rows[primary].num_rows
         ledger = Ledger.of(total, total - len(result.outcomes), result.outcomes)
         _check(self.stage, result, ledger)
-        elapsed_s = time.monotonic() - start
-        ref = self.output.commit(
-            table=self.stage.table, version=self.version, shard=task.shard, key=task.key, data=result.table, outcomes=result.outcomes,
-            ledger=ledger, inputs={table: ref.digest for table, ref in task.inputs.items()}, stage_version=self.stage.version,
-            timings={**result.counted, "read_s": read_s, "total_s": elapsed_s}, sha256_of=result.sha256_of)
-        attempt.clear()
-        return ref
+        rows.clear()
+        return partial(
+            self.output.commit, table=self.stage.table, version=self.version, shard=task.shard, key=task.key,
+            data=RowGroups(result.table, on_half=turn.over), outcomes=result.outcomes, ledger=ledger,
+            inputs={table: ref.digest for table, ref in task.inputs.items()}, stage_version=self.stage.version,
+            timings={**result.counted, "read_s": read_s, "total_s": time.monotonic() - start}, sha256_of=result.sha256_of), attempt
+
+
+class _Turn:
+    """Holds a lock until it is over, which any thread may say, more than once."""
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self._lock, self._held = lock, False
+
+    def __enter__(self) -> _Turn:
+        self._held = self._lock.acquire()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.over()
+
+    def over(self) -> None:
+        if self._held:
+            self._held = False
+            self._lock.release()
 
 
 def _check(stage: Stage, result: Result, ledger: Ledger) -> None:

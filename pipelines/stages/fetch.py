@@ -53,6 +53,7 @@ class Fetch(TravelsAsFields):
     threads: int = field(default=8, metadata={"result": False})
     web: WebOptions = field(default_factory=WebOptions, metadata={"result": False})
     image_column: str = field(default="", metadata={"result": False})  # of Parquet with pictures; empty: the usual names
+    shards_in_hand: int = field(default=2, metadata={"result": False})  # see Overlapping
     name: str = "fetch"
     version: int = 1
     table: str = "images"

@@ -5,10 +5,15 @@ from __future__ import annotations
 import itertools
 import os
 import tempfile
+import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -17,8 +22,22 @@ from hypothesis import strategies as st
 
 from infra.dataset import Dataset, Snapshot
 from pipelines.runtime.plan import plan_tasks, split_done
+from pipelines.runtime.stage import Result
 from pipelines.runtime.worker import DEATHS, ShardWorker
 from tests.toys import Crash, CrashingStore, Measure, run_here, toy_images
+
+
+@dataclass(frozen=True, kw_only=True)
+class Began(Measure):
+    """Says when the second shard, and each one behind it, is begun."""
+
+    began: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0), metadata={"result": False})
+
+    def process(self, rows: dict[str, pa.Table], params: dict[str, Any]) -> Result:
+        if not rows["images"]["image_id"][0].as_py().startswith("0-"):
+            self.began.release()
+        return super().process(rows, params)
+
 
 EXAMPLES = settings(max_examples=20)  # each writes real files
 MEMORY = "/dev/shm"  # these laws are about order and crashes of a process, so they need not wait for a disk
@@ -175,6 +194,31 @@ def test_two_writers_of_one_shard_one_wins_and_both_see_it(tmp_path: Path) -> No
     assert first.ref == second.ref
     files = [entry.key for entry in dataset.store.list("scores")]
     assert files == [first.ref.path], "the loser's files are removed"
+
+
+def test_the_next_shard_begins_while_the_last_one_is_written(tmp_path: Path) -> None:
+    """A worker with two shards in hand: one at work, one on its way to the disk; the same rows, and no second counted twice."""
+    dataset = Dataset(str(tmp_path))
+    images = toy_images(dataset, [3, 2, 4])
+    stage = Began()
+    create = dataset.store.create
+
+    def slow_create(key: str, data: bytes) -> bool:
+        if key.startswith("commits/scores") and "/00002." not in key:
+            assert stage.began.acquire(timeout=10), "the next shard waited for the commit of this one"
+        return create(key, data)
+
+    dataset.store.create = slow_create  # type: ignore[method-assign]
+    worker = ShardWorker(stage, dataset, dataset)
+    began_s = time.monotonic()
+    with ThreadPoolExecutor(2) as pool:
+        reports = list(pool.map(worker.run, plan_tasks(stage, {"images": images})))
+    refs = [report.ref for report in reports if report.ref]
+    assert [ref.shard for ref in refs] == ["00000", "00001", "00002"]
+    assert sum(report.elapsed_s for report in reports) <= time.monotonic() - began_s
+    other = Dataset(str(tmp_path / "other"))
+    alone = run_here(Measure(), other, toy_images(other, [3, 2, 4]))
+    assert [ref.digest for ref in alone.shards.values()] == [ref.digest for ref in refs]
 
 
 def test_a_stray_writer_that_wakes_up_late_changes_nothing(tmp_path: Path) -> None:
