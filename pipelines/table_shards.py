@@ -14,7 +14,9 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -71,6 +73,7 @@ class TableOptions:
         """Rows whose photographs are expected to fill a shard."""
         return max(1, min(self.limits.rows, self.limits.size_bytes // self.expected_bytes))
 
+    @cached_property
     def digest(self) -> str:
         """What else decides the rows of `inputs` beside the addresses."""
         return hash_config([asdict(self.columns), asdict(self.wanted)])
@@ -132,17 +135,17 @@ def _table_pieces(table: TableFile, name: str, options: TableOptions, seen: Seen
     done = {first: (stop, digest) for first, stop, digest in spans}
     size = options.rows_per_shard
     at_once = size if table.kind == "record" else size * max(1, BATCH_ROWS // size)  # of records only some rows are kept
-    for first, batch in _cut(table.batches(), sorted(done.items()), size, at_once):
+    for first, batch in _cut(_ahead(table.batches()), sorted(done.items()), size, at_once):
+        urls = batch.column("url").to_pylist() if _has_addresses(table, batch) else None
         if first in done:
-            _check_unchanged(table, done[first], (first + batch.num_rows, _digest(table, batch, options)), first)
-            if _has_addresses(table, batch):
-                seen.repeated(batch.column("url").to_pylist())
+            _check_unchanged(table, done[first], (first + batch.num_rows, _digest(table, urls, options)), first)
+            seen.repeated(urls or [])
             continue
-        rows = _rows(table, name, first, batch, options, seen)
+        rows = _rows(table, name, first, batch, urls, options, seen)
         for start, digest in zip(range(0, batch.num_rows, size), slice_digests(rows, size)):
-            piece = batch.slice(start, size)
-            label = _label(name, table.key, first + start, first + start + piece.num_rows)
-            yield Piece(rows.slice(start, size), covers={label: _digest(table, piece, options)}, digest=digest)
+            stop = min(start + size, batch.num_rows)
+            covers = {_label(name, table.key, first + start, first + stop): _digest(table, urls and urls[start:stop], options)}
+            yield Piece(rows.slice(start, size), covers=covers, digest=digest)
     if spans and table.kind != "record":
         _check_not_shorter(table, spans[-1][1])
 
@@ -186,11 +189,20 @@ def _cut(batches: Iterator[pa.Table], done: list[tuple[int, tuple[int, str]]], r
         yield first, pa.concat_tables(held)
 
 
-def _digest(table: TableFile, batch: pa.Table, options: TableOptions) -> str:
+def _ahead(batches: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """The same, the next one read in a thread while this one is worked on: Arrow leaves Python's lock."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = thread.submit(next, batches, None)
+            yield batch
+
+
+def _digest(table: TableFile, urls: list[str | None] | None, options: TableOptions) -> str:
     """Of the addresses; of pictures in a table, which are not read here, of the file's size."""
-    total = hashlib.sha256(options.digest().encode())
-    if _has_addresses(table, batch):
-        total.update("\0".join(url or "" for url in batch.column("url").to_pylist()).encode())
+    total = hashlib.sha256(options.digest.encode())
+    if urls is not None:
+        total.update("\0".join([url or "" for url in urls]).encode())
     else:
         total.update(f"{table.size_bytes} {table.rows}".encode())
     return total.hexdigest()[:16]
@@ -202,7 +214,8 @@ def _has_addresses(table: TableFile, batch: pa.Table) -> bool:
 
 # rows
 
-def _rows(table: TableFile, name: str, first: int, batch: pa.Table, options: TableOptions, seen: Seen) -> pa.Table:
+def _rows(table: TableFile, name: str, first: int, batch: pa.Table, texts: list[str | None] | None, options: TableOptions,
+          seen: Seen) -> pa.Table:
     """The rows of `inputs` for a piece of a table."""
     count, place = batch.num_rows, to_position(table.key)
     nothing = pa.nulls(count, pa.string())
@@ -231,7 +244,7 @@ def _rows(table: TableFile, name: str, first: int, batch: pa.Table, options: Tab
         "attempt": pa.array([0] * count, pa.int32()),
         "kind": pa.array(["cell" if is_cell else "url"] * count, pa.string()),
         "url": nothing if is_cell else pc.if_else(pc.equal(urls, said), pa.scalar(None, pa.string()), urls),
-        "problem": pa.array(_problems(table, batch, urls, options.wanted, seen), pa.string()),
+        "problem": pa.array(_problems(batch, texts, options.wanted, seen), pa.string()),
     }
     rows = pa.table([data[field.name] for field in SCHEMA], schema=SCHEMA)
     if table.kind != "record":
@@ -254,7 +267,7 @@ def _redacted(urls: pa.Array) -> pa.Array:
     return pa.array([redact(url) if mask else url for url, mask in zip(urls.to_pylist(), suspect.to_pylist())], pa.string())
 
 
-def _problems(table: TableFile, batch: pa.Table, urls: pa.Array, wanted: Wanted, seen: Seen) -> list[str | None]:
+def _problems(batch: pa.Table, urls: list[str | None] | None, wanted: Wanted, seen: Seen) -> list[str | None]:
     """What is wrong with each row, as `code` or `code: detail`; the first that holds."""
     problems: list[str | None] = [None] * batch.num_rows
     if wanted.licences:
@@ -270,9 +283,8 @@ def _problems(table: TableFile, batch: pa.Table, urls: pa.Array, wanted: Wanted,
         for row, (status, message) in enumerate(zip(batch.column("status").to_pylist(), batch.column("error_message").to_pylist())):
             if status != "success":
                 problems[row] = f"failed_upstream: {status}: {redact(message or '')[:200]}"
-    if table.kind != "cell":
-        texts = urls.to_pylist()
-        for row, (text, again) in enumerate(zip(texts, seen.repeated(texts).tolist())):
-            problems[row] = "null_url" if text is None else problems[row] or ("duplicate_url" if again else None)
+    if urls is not None:
+        for row, (url, again) in enumerate(zip(urls, seen.repeated(urls).tolist())):
+            problems[row] = "null_url" if url is None else problems[row] or ("duplicate_url" if again else None)
     return problems
 
