@@ -148,6 +148,7 @@ def parts(folder: Path, source: Path, rows: int) -> dict[str, float]:
     """Seconds of one shard in this process: what a worker does, by part."""
     from infra import dataset as data
     from infra.digest import content_digest
+    from infra.shard_file import RowGroups
     from pipelines import ingest, inputs_table
     from pipelines.recipes.ingest import IngestConfig
     from pipelines.stages.fetch import Fetch
@@ -169,7 +170,7 @@ def parts(folder: Path, source: Path, rows: int) -> dict[str, float]:
     result = stage.process({"inputs": listed}, {}).table
     del described, answers
     for name, work in (("digest", lambda: content_digest(result, sha256_of={"bytes": "image_id"})),
-                       ("encode_hash_write_sync", lambda: data.Dataset(config.output)._write("probe", result))):
+                       ("encode_hash_write_sync", lambda: data.Dataset(config.output)._write("probe", RowGroups(result)))):
         start = time.monotonic()
         work()
         found[name] = time.monotonic() - start
