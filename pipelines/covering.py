@@ -23,7 +23,7 @@ from pipelines.stages.hashes import HASH_BITS, WORDS
 
 MIX = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: its multiples spread over the upper bits (Knuth, TAOCP 6.4)
 CHUNK = 1 << 15  # choice: keys made at a time; they stay in the cache
-SPARE_BITS, MOST_MARK_BITS = 5, 31  # measured: one in 32 to 64 of what is looked up is taken for marked by chance; 256 MB at the most
+SPARE_BITS, MOST_MARK_BITS = 6, 31  # measured: the least time at 1 and 4 million; by chance one in 64 to 128 looks marked; 256 MB at most
 FEWEST_PARTS, MOST_PARTS = 4, 8  # a part of four times 16 bits fills a uint64; keys of 32 bits, and of 16
 LOOK_NS, SORT_NS, PAIR_NS = 13, 60, 250  # measured at a million: a hash looked up, one sorted, a pair compared (memory far apart)
 
