@@ -138,14 +138,18 @@ def connection() -> Iterator[None]:
 @contextmanager
 def _asking_often() -> Iterator[None]:
     """`ray.init` asks whether its node is there, and again a second later (Ray 2.60, without an option): look often before it asks."""
-    from ray._private import services
-    from ray._private.state import GlobalState
+    try:
+        from ray._private import services
+        from ray._private.state import GlobalState
 
-    ask = services.get_node
+        ask, options = services.get_node, services._get_gcs_client_options
+    except (ImportError, AttributeError):  # another Ray: it starts as it does
+        yield
+        return
 
     def wait_and_ask(gcs_address: str, node_id: str) -> Any:
         state, end = GlobalState(), time.monotonic() + NODE_S
-        state._initialize_global_state(services._get_gcs_client_options(gcs_address))
+        state._initialize_global_state(options(gcs_address))
         while time.monotonic() < end and all(node["NodeID"] != node_id for node in state.node_table()):
             time.sleep(LOOK_S)
         return ask(gcs_address, node_id)
