@@ -108,7 +108,7 @@ class SourceReader:
                 shard = units[unit].shard
                 usable = self._ids(shard)
                 row = self._captioned(shard, usable[units[unit].rows(len(usable))[k]], at_once=True)
-                if not self._barred(row):
+                if row is not None and not self._barred(row):
                     self._open_ahead(order, units, index + hop)
                     return row
         raise ValueError(f"{self.source.name}: every row of {self.source.url} is held out or taken down: add images")
@@ -162,15 +162,22 @@ class SourceReader:
         """The same rows whenever they are asked for: held-out ones first, of the first shards, with `caption`."""
         found: list[dict[str, Any]] = []
         for shard in range(min(len(self._shards), MAX_FIXED_SHARDS)):
-            found += [self._captioned(shard, image_id) for image_id in self.accepted(shard)]
+            rows = (self._captioned(shard, image_id) for image_id in self.accepted(shard))
+            found += [row for row in rows if row is not None]
             if sum(is_held_out(row["image_id"]) for row in found) >= count:
                 break
         allowed = [row for row in found if self._taken_down.isdisjoint({row["image_id"], row["source_id"]})]
         return sorted(allowed, key=lambda row: not is_held_out(row["image_id"]))[:count]
 
-    def _captioned(self, shard: int, image_id: str, *, at_once: bool = False) -> dict[str, Any]:
+    def _captioned(self, shard: int, image_id: str, *, at_once: bool = False) -> dict[str, Any] | None:
+        """None for a picture whose bytes a takedown has removed: the other tables still name it."""
         caption = self._opening("captions", shard)[image_id]["caption"] if self.source.captions else ""
-        return {**self._opening("images", shard, at_once=at_once)[image_id], "caption": caption}
+        try:
+            return {**self._opening("images", shard, at_once=at_once)[image_id], "caption": caption}
+        except KeyError:
+            if self._taken_down:
+                return None
+            raise
 
     def _accepted(self, table: str, shard: int) -> dict[str, None]:
         columns = ["image_id", *(["accepted"] if table == "selections" else [])]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from threading import Event
 from zlib import crc32
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from infra import gc
 from infra.dataset import AlteredFile, Dataset, ShardRef
 from infra.holdout import is_held_out
 from supir_model import images
@@ -125,6 +127,20 @@ def test_a_takedown_moves_no_other_sample(config: AdaptorConfig, tmp_path: Path)
     after = [batches(own).sample(p) for p in range(40)]
     assert gone not in {s.image_id for s in after}
     assert all(a.image_id == b.image_id for a, b in zip(after, before, strict=True) if b.image_id != gone)
+
+
+def test_bytes_that_gc_removed_are_not_missed(config: AdaptorConfig, tmp_path: Path) -> None:
+    """By a run that has begun and by a new one; the selection and the captions still name the picture."""
+    own = replace(config, input=corpus(tmp_path / "c"))
+    begun = record.survey(own, captions=True).sources
+    before = [batches(own).sample(p) for p in range(24)]
+    gone = next(s.image_id for s in before if s.source == "photographs")
+    gc.take_down(Dataset(own.input), frozenset([gone]), "its owner asked", grace=timedelta(0))
+    for sources in (record.present(begun), record.survey(own, captions=True).sources):
+        reader = Batches(sources, seed=own.seed, options=own.batch, world=1)
+        after = [reader.sample(p) for p in range(24)]
+        assert gone not in {s.image_id for s in [*after, *reader.fixed(9)]}
+        assert all(a.image_id == b.image_id for a, b in zip(after, before, strict=True) if b.image_id != gone)
 
 
 def test_a_smaller_share_of_the_data_is_part_of_a_larger_one(config: AdaptorConfig) -> None:
