@@ -27,8 +27,10 @@ import pyarrow.parquet as pq
 
 from infra.digest import content_digest
 from infra.ledger import Ledger, Outcome
+from infra.local_store import LocalStore
 from infra.shard_file import RowGroups, encode, write_hashed
-from infra.storage import LocalStore, NotFound, StorageError, open_store, read_json, unique_name
+from infra.storage import NotFound, StorageError, read_json, unique_name
+from infra.stores import open_store
 
 READERS = 16  # choice: commits are small objects, latency hides behind threads
 

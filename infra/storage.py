@@ -1,23 +1,18 @@
 """Byte storage behind the data contract: a local folder or an S3 prefix, both with a conditional create.
 
 Two kinds of object exist. A data file gets an attempt-unique name, is written once and is never renamed or overwritten (`put`).
-A commit's name is decided by its content's inputs, and exactly one writer may create it (`create`): `link()` on a local disk, a
-conditional PUT (If-None-Match) on S3 (infra/s3.py). Credentials and endpoints come from the standard AWS_* variables.
+A commit's name is decided by its content's inputs, and exactly one writer may create it (`create`): `link()` on a local disk
+(infra/local_store.py), a conditional PUT (If-None-Match) on S3 (infra/s3.py); infra/stores.py opens either by its
+address. Credentials and endpoints come from the standard AWS_* variables.
 """
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
-import os
-import stat
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
+from datetime import datetime
 from typing import Any, BinaryIO, Protocol, TypeVar
 
 TEMPORARY = ".part"  # suffix of what a local `create` writes before its link; a killed writer leaves one behind, `gc` sweeps it
@@ -64,19 +59,6 @@ class Store(Protocol):
     def check(self, *, write: bool = False) -> None: ...
 
 
-def open_store(url: str) -> Store:
-    """Open a store at a local path, `file://` or `s3://bucket/prefix` address. Nothing is created or contacted yet."""
-    if url.startswith("s3://"):
-        from infra.s3 import S3Store  # late: local runs do not need it
-
-        return S3Store("s3://" + url.removeprefix("s3://").rstrip("/"))
-    if not url:
-        raise StorageError("the address is empty: give a local path or s3://bucket/prefix")
-    if "://" in url and not url.startswith("file://"):
-        raise StorageError(f"address {url!r} has a scheme that is not supported: use a local path or s3://bucket/prefix")
-    return LocalStore(str(Path(url.removeprefix("file://")).expanduser().resolve()))
-
-
 def join(url: str, *parts: str) -> str:
     """Join an address and path parts."""
     return "/".join([url.rstrip("/"), *(part.strip("/") for part in parts)])
@@ -87,189 +69,9 @@ def unique_name(stem: str, suffix: str) -> str:
     return f"{stem}.{uuid.uuid4().hex[:16]}{suffix}"
 
 
-class LocalStore:
-    """A folder on a local or shared POSIX disk that has hard links."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-
-    def _path(self, key: str) -> Path:
-        path = Path(self.url, key)
-        if not path.resolve().is_relative_to(self.url):
-            raise OutsideStore(f"key {key!r} leads out of {self.url}")
-        return path
-
-    def child(self, *parts: str) -> LocalStore:
-        return LocalStore(join(self.url, *parts))
-
-    def read(self, key: str) -> bytes:
-        try:
-            return self._path(key).read_bytes()
-        except OSError as error:
-            raise self._teach(error, key) from error
-
-    def open(self, key: str) -> BinaryIO:
-        try:
-            return self._path(key).open("rb")
-        except OSError as error:
-            raise self._teach(error, key) from error
-
-    def put(self, key: str, data: bytes) -> None:
-        self.write(key, lambda file: file.write(data))
-
-    def write(self, key: str, produce: Callable[[BinaryIO], T]) -> T:
-        """As `put`, of what `produce` writes into the file; returns what it returned."""
-        path = self._path(key)
-        try:
-            _make_folder(path.parent)
-            told = _write_durably(path, produce)
-            _sync_folder(path.parent)
-            return told
-        except OSError as error:
-            raise self._teach(error, key) from error
-
-    def create(self, key: str, data: bytes) -> bool:
-        path = self._path(key)
-        attempt = path.with_name(unique_name("." + path.name, TEMPORARY))
-        try:
-            _make_folder(path.parent)
-            _write_durably(attempt, lambda file: file.write(data))
-            try:
-                os.link(attempt, path)
-            except FileExistsError:
-                return path.read_bytes() == data
-            _sync_folder(path.parent)
-            return True
-        except OSError as error:
-            raise self._teach(error, key) from error
-        finally:
-            with suppress(OSError):
-                attempt.unlink()
-
-    def exists(self, key: str) -> bool:
-        try:
-            return stat.S_ISREG(self._path(key).stat().st_mode)
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-        except OSError as error:
-            raise self._teach(error, key) from error
-
-    def size(self, key: str) -> int:
-        try:
-            return self._path(key).stat().st_size
-        except OSError as error:
-            raise self._teach(error, key) from error
-
-    def list(self, prefix: str = "") -> Iterator[Entry]:
-        """Every object whose key starts with the folder `prefix`, in the order of the keys; writers' temporary files among them."""
-        def fail(error: OSError) -> None:
-            if not isinstance(error, FileNotFoundError | NotADirectoryError):
-                raise self._teach(error, os.path.relpath(error.filename, self.url)) from error
-
-        walk = os.walk(self._path(prefix), onerror=fail)
-        keys = sorted(Path(folder, name).relative_to(self.url).as_posix() for folder, _, names in walk for name in names)
-        for key in keys:
-            try:
-                found = Path(self.url, key).stat()
-            except FileNotFoundError:  # a temporary file, gone meanwhile, or a symbolic link to nothing
-                continue
-            if stat.S_ISREG(found.st_mode):
-                yield Entry(key=key, size_bytes=found.st_size, modified=datetime.fromtimestamp(found.st_mtime, UTC))
-
-    def delete(self, key: str) -> None:
-        try:
-            self._path(key).unlink(missing_ok=True)
-        except OSError as error:
-            raise self._teach(error, key) from error
-
-    def check(self, *, write: bool = False) -> None:
-        """Raise StorageError unless the folder, or the nearest existing folder above it, may be read (and written)."""
-        folder = Path(self.url)
-        while not os.path.lexists(folder):
-            folder = folder.parent
-        if not folder.is_dir():
-            raise StorageError(f"{folder} is a file, expected a folder: choose another address")
-        if not os.access(folder, os.R_OK | os.X_OK | (os.W_OK if write else 0)):
-            verb = "written" if write else "read"
-            raise StorageError(f"{folder} may not be {verb} by this user: change its permissions or choose another address")
-
-    def _teach(self, error: OSError, key: str) -> StorageError:
-        where = f"{self.url}/{key}"
-        if error.errno == errno.ENOENT:
-            return NotFound(f"{where} does not exist")
-        if error.errno == errno.EEXIST:
-            return StorageError(f"{where} exists already: data is never overwritten, a new attempt takes a new name")
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return StorageError(f"no space left for {where}: free some space and run the same command again; it continues")
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            return StorageError(f"this user may not access {where} ({error.strerror}): change its permissions")
-        return StorageError(f"{where}: {error.strerror or error}")
-
-
-def _make_folder(folder: Path) -> None:
-    """Make a folder and those above it so that they outlast a power cut: a new name is in its parent, which is synced too."""
-    if not folder.is_dir():
-        _make_folder(folder.parent)
-        folder.mkdir(exist_ok=True)
-        _sync_folder(folder.parent)
-
-
-def _write_durably(path: Path, produce: Callable[[BinaryIO], T]) -> T:
-    with path.open("xb") as file:
-        try:
-            told = produce(file)
-            file.flush()
-            os.fsync(file.fileno())
-            return told
-        except BaseException:
-            path.unlink(missing_ok=True)  # it is ours: "x" made it
-            raise
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def replace_text(target: Path, text: str) -> None:
-    """Write a page or a card for people as a whole: a reader never sees half of one. Raises StorageError that teaches."""
-    part = target.with_name(f".{target.name}{TEMPORARY}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8")
-        part.replace(target)
-    except OSError as error:
-        raise StorageError(f"{target}: {error.strerror or error}: choose another --output") from error
-
-
 def read_json(store: Store, key: str, remedy: str = "restore it from a copy") -> Any:
     """What a small file of ours says. StorageError that names the file, and what to do, if it is cut or altered."""
     try:
         return json.loads(store.read(key))
     except ValueError as error:
         raise StorageError(f"{store.url}/{key} is no JSON ({error}), so it was cut or altered: {remedy}") from error
-
-
-def hash_folder(url: str) -> str:
-    """16 hex digits over the names and bytes of every file under an address: the identity of a folder of weights."""
-    store = open_store(url)
-    total = hashlib.sha256()
-    found = 0
-    for entry in store.list():
-        if not any(part.startswith(".") for part in entry.key.split("/")):
-            with store.open(entry.key) as file:
-                total.update(entry.key.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())  # type: ignore[arg-type]
-            found += 1
-    if not found:
-        raise NotFound(f"{url} holds no file: expected a folder of weights")
-    return total.hexdigest()[:16]
-
-
-def hash_file(url: str) -> str:
-    """16 hex digits over the bytes of one file at an address: the identity of a file of weights."""
-    folder, _, name = url.rpartition("/")
-    with open_store(folder or ".").open(name) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]  # type: ignore[arg-type]

@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infra.dataset import Dataset
-from infra.storage import StorageError, open_store
+from infra.storage import StorageError
+from infra.stores import open_store
 from pipelines.covering import CHUNK, Part, are_marked, chosen_parts, marked
 from pipelines.sources import Source, to_key
 from pipelines.stages.hashes import WHOLE, WORDS, Box, cropped_hashes, flipped_distance, spans, turned

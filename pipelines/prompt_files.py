@@ -10,7 +10,8 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from infra.dataset import Dataset, Snapshot
-from infra.storage import NotFound, Store, open_store
+from infra.storage import NotFound, Store
+from infra.stores import open_store
 from pipelines.sources import METADATA_MAX_BYTES, to_key
 
 SUFFIX = ".txt"

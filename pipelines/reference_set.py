@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from infra.dataset import Dataset
-from infra.storage import open_store
+from infra.stores import open_store
 from pipelines.corpus_facts import SIGNIFICANT_DIGITS
 from pipelines.stages.measures import MEASURES
 from pipelines.stages.scores import Scores

@@ -18,7 +18,7 @@ if __package__ in (None, ""):  # run as a script: the import root is the reposit
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from infra.config import ConfigError, RunOptions, run_entry
-from infra.storage import replace_text
+from infra.local_store import replace_text
 from pipelines.recipes.report import RECIPES, DatasetReportConfig, ReportConfig
 
 

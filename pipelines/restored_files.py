@@ -7,7 +7,8 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 
 from infra.dataset import Dataset, Snapshot
-from infra.storage import LocalStore, Store, unique_name
+from infra.local_store import LocalStore
+from infra.storage import Store, unique_name
 
 FOLDER = "pictures"
 

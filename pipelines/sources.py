@@ -19,7 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from infra.storage import LocalStore, NotFound, StorageError, Store, open_store
+from infra.local_store import LocalStore
+from infra.storage import NotFound, StorageError, Store
+from infra.stores import open_store
 from pipelines import ffhq
 from pipelines.provenance import Provenance, parse_csv, provenance_of
 from pipelines.table_files import Columns, TableFile, is_table, look

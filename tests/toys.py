@@ -16,7 +16,8 @@ import pyarrow as pa
 from infra.config import RunOptions
 from infra.dataset import Dataset, Snapshot
 from infra.ledger import Outcome
-from infra.storage import Entry, LocalStore, Store, unique_name
+from infra.local_store import LocalStore
+from infra.storage import Entry, Store, unique_name
 from pipelines.runtime import job
 from pipelines.runtime.cluster import WorkerOptions
 from pipelines.runtime.plan import ShardTask

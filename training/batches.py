@@ -20,7 +20,7 @@ import pyarrow as pa
 from infra.apart import NotProved, RowsApart
 from infra.dataset import Dataset, ShardRef
 from infra.holdout import is_held_out
-from infra.storage import LocalStore
+from infra.local_store import LocalStore
 from supir_model import images
 from supir_model.crops import Crop, decode_crop
 from training import sequence

@@ -18,7 +18,7 @@ if __package__ in (None, ""):  # run as a script: the import root is the reposit
 from datetime import UTC, datetime
 
 from infra.config import ConfigError, RunOptions, run_entry
-from infra.storage import replace_text
+from infra.local_store import replace_text
 from training.recipes_compare import RECIPES, CompareConfig
 
 FLAGS = {"filter": "which runs, in MLflow's language, e.g. \"tags.data = '…'\""}

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from infra.config import RunOptions
 from infra.lease import lease
-from infra.storage import StorageError, open_store
+from infra.storage import StorageError
+from infra.stores import open_store
 from infra.tracking import check_tracking
 from training import preflight, record
 from training.checkpoint import NotSaved

@@ -6,7 +6,8 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from infra.storage import LocalStore, open_store
+from infra.local_store import LocalStore
+from infra.stores import open_store
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = (".safetensors", ".ckpt", ".pt", ".pth")  # what an address of one file of weights ends with

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from infra.storage import open_store
+from infra.stores import open_store
 from training import interruption
 from training.exchange import Exchange
 from training.interruption import Interrupted

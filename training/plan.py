@@ -22,7 +22,7 @@ from dataclasses import replace
 from typing import Any
 
 from infra.config import ConfigError, RunOptions, run_entry, to_dict
-from infra.storage import replace_text
+from infra.local_store import replace_text
 from training import planned
 from training.planned import GIB, SECONDS_PER_DAY, Line, Planned, room
 from training.recipes import ADAPTOR_RECIPES, ENCODER_RECIPES, Arithmetic, RunConfig, batch_arithmetic

@@ -11,7 +11,8 @@ from pathlib import Path
 from infra import machine
 from infra.config import RunOptions
 from infra.dataset import Dataset
-from infra.storage import NotFound, StorageError, open_store
+from infra.storage import NotFound, StorageError
+from infra.stores import open_store
 from training import record, sequence
 from training.batches import in_memory
 from training.folders import find

@@ -9,7 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from infra.storage import Store, open_store
+from infra.storage import Store
+from infra.stores import open_store
 from infra.tracking import check_tracking, point_model, read_metrics, register_model
 from training import checkpoint, record
 from training.engines import EMA, WEIGHTS

@@ -16,7 +16,8 @@ from typing import Any
 
 from infra.config import to_dict
 from infra.dataset import Dataset, NoSuchTable, Snapshot, hash_config
-from infra.storage import Store, hash_file, hash_folder, open_store, read_json
+from infra.storage import Store, read_json
+from infra.stores import hash_file, hash_folder, open_store
 from training.folders import find
 from training.recipes import RunConfig, Source
 

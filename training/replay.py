@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
 
 def run(config: ReplayConfig, options: RunOptions) -> int:
     """Read, run forward and backward, compare."""
-    from infra.storage import open_store
+    from infra.stores import open_store
     from training import dump, replayed
 
     found = dump.read(open_store(config.input), config.dump)

@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from infra.config import hash_config, to_dict
 from infra.revision import code_version
-from infra.storage import Store, open_store, read_json
+from infra.storage import Store, read_json
+from infra.stores import open_store
 from infra.tracking import Tracker, open_tracker
 from training import record, sequence
 from training.batches import Batches

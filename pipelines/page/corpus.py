@@ -8,7 +8,7 @@ from functools import cached_property
 from infra.dataset import Dataset
 from infra.holdout import is_held_out
 from infra.ledger import Ledger
-from infra.storage import open_store
+from infra.stores import open_store
 from pipelines.page.content import Captioned, Credit, Flow, FlowStep, Lost, Picture, Reject
 from pipelines.page.pictures import embed
 from pipelines.page.reading import Row, first, rows, shorten, title_of

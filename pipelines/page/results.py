@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from infra.dataset import Dataset
-from infra.storage import open_store
+from infra.stores import open_store
 from pipelines.page.content import CommandRun, Evaluation, Negative, Restoration, Scored
 from pipelines.page.corpus import Corpus
 from pipelines.page.pictures import embed, embed_compared

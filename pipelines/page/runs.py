@@ -6,7 +6,8 @@ import json
 import struct
 from typing import Any
 
-from infra.storage import Store, open_store
+from infra.storage import Store
+from infra.stores import open_store
 from infra.tracking import read_metrics
 from pipelines.page.content import Curve, Training
 from pipelines.recipes.report import ReportConfig

@@ -17,7 +17,8 @@ from typing import Any
 import pyarrow as pa
 
 from infra.ledger import Outcome
-from infra.storage import open_store, unique_name
+from infra.storage import unique_name
+from infra.stores import open_store
 from pipelines.runtime.stage import Result
 
 SCHEMA = pa.schema([("image_id", pa.string()), ("source_id", pa.string()), ("member", pa.string()), ("captioned", pa.bool_()),

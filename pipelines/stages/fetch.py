@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from infra.ledger import Outcome
-from infra.storage import NotFound, OutsideStore, StorageError, open_store
+from infra.storage import NotFound, OutsideStore, StorageError
+from infra.stores import open_store
 from pipelines.refusal import Refused
 from pipelines.runtime.stage import Result, TravelsAsFields
 from pipelines.sources import to_key

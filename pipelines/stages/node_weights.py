@@ -14,7 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from infra.storage import Entry, NotFound, Store, hash_folder, open_store
+from infra.storage import Entry, NotFound, Store
+from infra.stores import hash_folder, open_store
 
 FILES_AT_ONCE = 4  # choice: one stream of S3 does not fill a node's network
 PIECE_BYTES = 8 << 20

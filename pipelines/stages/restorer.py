@@ -137,7 +137,7 @@ def _readable(place: str) -> Path:
 
 
 def _hash(place: str) -> str:
-    from infra.storage import hash_folder
+    from infra.stores import hash_folder
 
     path = _readable(place)
     if path.is_dir():

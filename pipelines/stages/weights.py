@@ -51,6 +51,6 @@ def identity(address: str, revision: str | None = None) -> str:
 
 def folder_identity(address: str) -> str:
     """The hash of a folder's files. Raises ValueError if there is no such folder, and StorageError if S3 refuses."""
-    from infra.storage import hash_folder
+    from infra.stores import hash_folder
 
     return hash_folder(address if address.startswith("s3://") else local_folder(address))

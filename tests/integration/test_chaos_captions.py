@@ -24,7 +24,7 @@ import pytest
 
 from infra.dataset import Dataset, Snapshot
 from infra.digest import content_digest
-from infra.storage import open_store
+from infra.stores import open_store
 from tests.helpers import ROOT, S3Server, entry_env, kill_group, photographs, wait_until
 from tests.tiny_models import tiny_llava
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from infra.storage import open_store
+from infra.stores import open_store
 from tests.corpora import corpus, negatives, random_prior
 from tests.helpers import ROOT, entry_env
 from training import checkpoint

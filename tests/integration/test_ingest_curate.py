@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from infra.dataset import Dataset
-from infra.storage import open_store
+from infra.stores import open_store
 from pipelines import curate, export, gc, ingest
 from tests.helpers import ROOT, entry_env, photographs, run_entry, shrunk, wait_until
 from tests.unit.pipelines.conftest import here  # noqa: F401  (a fixture)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.storage import open_store
+from infra.stores import open_store
 from pipelines.stages.weights import folder_identity
 from tests.helpers import ROOT, S3Server, entry_env
 from tests.tiny_models import tiny_llava

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from infra.storage import open_store
+from infra.stores import open_store
 from supir_model.prior import load_components
 from supir_model.weights import load_adaptor
 from tests.corpora import corpus, random_prior

@@ -20,7 +20,8 @@ from infra import s3 as s3_module
 from infra import versions
 from infra.dataset import Dataset
 from infra.lease import InUse, lease
-from infra.storage import NotFound, StorageError, open_store
+from infra.storage import NotFound, StorageError
+from infra.stores import open_store
 from tests.helpers import ROOT, S3Server, images_dataset, photographs, wait_until
 from tests.toys import Measure, run_here, toy_images
 
@@ -162,7 +163,8 @@ def test_a_server_that_asks_to_slow_down_is_waited_for(s3: str, monkeypatch: pyt
 
 PROBE = """
 import sys
-from infra.storage import StorageError, open_store
+from infra.storage import StorageError
+from infra.stores import open_store
 store = open_store(sys.argv[1])
 for call in (store.check, lambda: store.put("key", b"1"), lambda: store.read("key"), lambda: list(store.list())):
     try:

@@ -75,7 +75,7 @@ class Training:
 
 
 def _store(folder: Path) -> Any:
-    from infra.storage import open_store
+    from infra.stores import open_store
 
     return open_store(str(folder))
 
@@ -232,7 +232,7 @@ def test_a_stop_that_would_come_again_is_told_once_and_not_tried_again(place: Pa
 
 
 def test_data_checkpoints_and_weights_may_lie_in_a_bucket(place: Path, s3: str) -> None:
-    from infra.storage import open_store
+    from infra.stores import open_store
     from training import train_encoder
 
     small = ["launch.launcher=local", "engine.kind=plain", "batch.crop_px=32", "batch.short_side_px=48", "batch.global_batch=4",

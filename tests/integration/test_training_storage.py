@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.storage import open_store
+from infra.stores import open_store
 from tests.corpora import corpus, random_prior
 from tests.helpers import ROOT, S3Server, entry_env
 from training import checkpoint

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.storage import open_store
+from infra.stores import open_store
 from infra.tracking import read_metrics
 from tests.corpora import corpus, random_prior
 from tests.helpers import ROOT, MlflowServer, entry_env

@@ -13,7 +13,8 @@ import pytest
 
 from infra.dataset import AlteredFile, Dataset, NoSuchTable, ShardRef, Snapshot, hash_config
 from infra.ledger import Ledger, Outcome
-from infra.storage import LocalStore, StorageError
+from infra.local_store import LocalStore
+from infra.storage import StorageError
 from tests.helpers import commit_table, images_dataset, photographs
 
 

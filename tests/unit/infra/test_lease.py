@@ -13,13 +13,13 @@ import pytest
 
 from infra import lease as module
 from infra.lease import InUse, lease
-from infra.storage import open_store
+from infra.stores import open_store
 from tests.helpers import ROOT
 
 HOLD = """
 import sys, time
 from infra.lease import lease
-from infra.storage import open_store
+from infra.stores import open_store
 with lease(open_store(sys.argv[1]), "images"):
     print("held", flush=True)
     time.sleep(60)

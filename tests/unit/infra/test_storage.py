@@ -17,7 +17,9 @@ from typing import BinaryIO
 import pytest
 
 from infra import storage
-from infra.storage import LocalStore, NotFound, OutsideStore, StorageError, hash_folder, join, open_store, unique_name
+from infra.local_store import LocalStore
+from infra.storage import NotFound, OutsideStore, StorageError, join, unique_name
+from infra.stores import hash_folder, open_store
 from tests.helpers import ROOT
 
 AS_ROOT = os.geteuid() == 0
@@ -110,7 +112,7 @@ def test_of_many_threads_one_creates(store: LocalStore) -> None:
 
 WRITER = """
 import itertools, sys
-from infra.storage import LocalStore
+from infra.local_store import LocalStore
 store = LocalStore(sys.argv[1])
 print("ready", flush=True)
 for i in itertools.count():
@@ -169,7 +171,8 @@ def test_check_says_what_is_wrong_before_any_work(tmp_path: Path) -> None:
 
 ORDINARY = """
 import os, sys
-from infra.storage import LocalStore, StorageError
+from infra.local_store import LocalStore
+from infra.storage import StorageError
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 store = LocalStore(sys.argv[1])
 for call in (lambda: store.check(), lambda: store.check(write=True), lambda: list(store.list()), lambda: store.read("in/key"),

@@ -12,7 +12,7 @@ from PIL import Image, ImageFilter
 
 from infra.dataset import Dataset, hash_config
 from infra.ledger import Ledger, Outcome
-from infra.storage import open_store
+from infra.stores import open_store
 from infra.tracking import open_tracker
 from tests.helpers import IMAGES, ROOT, image_row, photographs, shrunk
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.storage import open_store
+from infra.stores import open_store
 from pipelines.page.build import MOST_BYTES, build
 from pipelines.page.collect import collect
 from pipelines.page.content import Curve, Flow, FlowStep, Lost

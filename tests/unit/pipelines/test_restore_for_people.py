@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from infra.storage import open_store
+from infra.stores import open_store
 from pipelines import before_after, memory_check, prompt_files
 from pipelines.recipes import restore as recipes
 from pipelines.restored_files import put_if_changed

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from infra.storage import open_store
+from infra.stores import open_store
 from tests.toys import Crash, CrashingStore
 from training import checkpoint
 from training.checkpoint import Meta, Network

@@ -13,7 +13,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from infra.storage import LocalStore, open_store
+from infra.local_store import LocalStore
+from infra.stores import open_store
 from training import checks, worker
 from training.loop import Place
 from training.recipes import encoder_tiny

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.storage import open_store
+from infra.stores import open_store
 from infra.tracking import read_metrics
 from tests.corpora import corpus, negatives, random_prior
 from tests.helpers import ROOT, entry_env, free_port

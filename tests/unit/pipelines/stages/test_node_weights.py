@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from infra.storage import Entry, LocalStore, hash_folder
+from infra.local_store import LocalStore
+from infra.storage import Entry
+from infra.stores import hash_folder
 from pipelines.stages import node_weights
 from pipelines.stages.weights import folder_identity, is_local, local_folder, local_model
 from tests.hub_server import Hub, hub_server, use_hub
