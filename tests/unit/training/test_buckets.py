@@ -1,4 +1,4 @@
-"""What the engines share."""
+"""A state is gathered in buckets."""
 
 from __future__ import annotations
 
