@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import posixpath
 from pathlib import Path
 
 from infra.local_store import LocalStore
@@ -29,16 +30,23 @@ def hash_folder(url: str) -> str:
     found = 0
     for entry in store.list():
         if not any(part.startswith(".") for part in entry.key.split("/")):
-            with store.open(entry.key) as file:
-                total.update(entry.key.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())  # type: ignore[arg-type]
+            total.update(entry.key.encode() + b"\0" + _sha256(store, entry.key))
             found += 1
     if not found:
         raise NotFound(f"{url} holds no file: expected a folder of weights")
     return total.hexdigest()[:16]
 
 
-def hash_file(url: str) -> str:
-    """16 hex digits over the bytes of one file at an address: the identity of a file of weights."""
-    folder, _, name = url.rpartition("/")
-    with open_store(folder or ".").open(name) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]  # type: ignore[arg-type]
+def hash_weights(url: str) -> str:
+    """16 hex digits that name weights wherever they lie: of a folder's files, or of the bytes of one file."""
+    folder, name = posixpath.split(url)
+    store = open_store(folder or ".")
+    if not (Path(store.url, name).is_file() if isinstance(store, LocalStore) else store.exists(name)):
+        return hash_folder(url)
+    return _sha256(store, name).hex()[:16]
+
+
+def _sha256(store: Store, key: str) -> bytes:
+    """Of a file of weights. On a disk it may be a link that leads out of the folder, as those of a hub's cache are."""
+    with Path(store.url, key).open("rb") if isinstance(store, LocalStore) else store.open(key) as file:
+        return hashlib.file_digest(file, "sha256").digest()  # type: ignore[arg-type]

@@ -41,7 +41,7 @@ def run(config: RunConfig, options: RunOptions) -> int:
     preflight.check_output(config.output)
     check_tracking(options.tracking)
     with lease(store, f"train_{stage}"):
-        print("  weights      read once, to know them again", flush=True)
+        print("  weights      are read and hashed: by what they hold the run is known", flush=True)
         record.begin_or_continue(config.output, record.with_weights(found))
         try:
             launch(Job(config=config, tracking=options.tracking))

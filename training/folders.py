@@ -53,10 +53,11 @@ def local_file(url: str) -> Path:
     """The file itself if it is local, else a copy of it, fetched once per process. ValueError if there is nothing."""
     folder, _, name = find(url).rpartition("/")
     store = open_store(folder)
-    if not store.exists(name):
+    local = Path(store.url, name) if isinstance(store, LocalStore) else None  # perhaps a link into a hub's cache
+    if not (local.is_file() if local else store.exists(name)):
         raise ValueError(f"file {url} does not exist: give another address")
-    if isinstance(store, LocalStore):
-        return Path(store.url, name)
+    if local:
+        return local
     path = Path(tempfile.mkdtemp(prefix="weights-"), name)
     path.write_bytes(store.read(name))
     return path

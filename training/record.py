@@ -1,7 +1,7 @@
 """The record of a run: its configuration and the exact data it draws from, fixed when the run begins.
 
-    run.json        created once, in the output folder: configuration, mixture, for each source its tables' commits, for each folder of
-                    weights a hash of what it holds
+    run.json        created once, in the output folder: configuration, mixture, for each source its tables' commits, for weights a hash
+                    of what they hold
     finished.json   created once, at the end
 
 The same command again finds run.json and continues. A corpus that has grown meanwhile changes nothing for a run that has
@@ -17,7 +17,7 @@ from typing import Any
 from infra.config import to_dict
 from infra.dataset import Dataset, NoSuchTable, Snapshot, hash_config
 from infra.storage import Store, read_json
-from infra.stores import hash_file, hash_folder, open_store
+from infra.stores import hash_weights, open_store
 from training.folders import find
 from training.recipes import RunConfig, Source
 
@@ -75,11 +75,11 @@ def survey(config: RunConfig, *, captions: bool) -> Record:
 
 
 def with_weights(found: Record) -> Record:
-    """The record with a hash of every folder of weights, all of which is read for it. Raises NotFound and StorageError."""
+    """The record with a hash of every folder or file of weights, all of which is read for it. Raises NotFound and StorageError."""
     there = {name: find(found.config[name]) for name in ADDRESSES if found.config.get(name)}
     if not found.config.get("perceptual_weight"):
         there.pop("perceptual", None)
-    weights = {name: hash_file(url) if name == "perceptual" else hash_folder(url) for name, url in there.items()}
+    weights = {name: hash_weights(url) for name, url in there.items()}
     return replace(found, weights=weights, digest=hash_config([found.digest, weights]))
 
 

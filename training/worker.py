@@ -66,7 +66,7 @@ def run_worker(job: Job, place: Place, say: Say) -> None:
         accumulation=cut.accumulation,
         device=place.device,
     )
-    tracker = _tracker(job, store, config, run.digest) if place.rank == 0 else None
+    tracker = _tracker(job, store, config, run) if place.rank == 0 else None
     loop = Loop(
         config=config,
         cut=cut,
@@ -115,18 +115,17 @@ def _settle(config: RunConfig, store: Store, place: Place) -> None:
     checks.check_storage(store, place)
 
 
-def _tracker(job: Job, store: Store, config: RunConfig, digest: str) -> Tracker:
+def _tracker(job: Job, store: Store, config: RunConfig, run: record.Record) -> Tracker:
     """The run in the tracker: the same one over every restart."""
     known = read_json(store, TRACKER, "delete it, and a new run is begun in MLflow") if store.exists(TRACKER) else {}
     run_id = known.get("run_id") if known.get("uri") and job.tracking else None  # the same store may stand behind another address
     name = type(config).__name__.removesuffix("Config").lower()
-    tracker = open_tracker(job.tracking, f"train_{name}", f"{name}-{digest[:6]}", run_id)
+    tracker = open_tracker(job.tracking, f"train_{name}", f"{name}-{run.digest[:6]}", run_id)
     if tracker.run_id != run_id:
         store.delete(TRACKER)
         store.create(TRACKER, json.dumps({"uri": job.tracking, "run_id": tracker.run_id}).encode())  # whole or absent
         tracker.config(to_dict(config))
-        tracker.tags({"run": digest, "workers": str(config.launch.workers), "engine": config.engine.kind})
-    run = record.load(config.output)
+        tracker.tags({"run": run.digest, "workers": str(config.launch.workers), "engine": config.engine.kind})
     data = hash_config([one.tables for one in run.sources])  # commits, which name their content
     tracker.tags({f"weights.{name}": found for name, found in run.weights.items()})
     cluster = os.environ.get("RAY_ADDRESS") or platform.node()

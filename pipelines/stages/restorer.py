@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -137,10 +136,6 @@ def _readable(place: str) -> Path:
 
 
 def _hash(place: str) -> str:
-    from infra.stores import hash_folder
+    from infra.stores import hash_weights
 
-    path = _readable(place)
-    if path.is_dir():
-        return hash_folder(str(path))
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return hash_weights(str(_readable(place)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 import signal
@@ -19,7 +20,7 @@ import pytest
 from infra import storage
 from infra.local_store import LocalStore
 from infra.storage import NotFound, OutsideStore, StorageError, join, unique_name
-from infra.stores import hash_folder, open_store
+from infra.stores import hash_folder, hash_weights, open_store
 from tests.helpers import ROOT
 
 AS_ROOT = os.geteuid() == 0
@@ -234,3 +235,23 @@ def test_a_folder_of_weights_is_known_by_its_names_and_bytes(tmp_path: Path) -> 
     assert len({first, second, hash_folder(str(tmp_path))}) == 3
     with pytest.raises(NotFound, match="holds no file"):
         hash_folder(str(tmp_path / "empty"))
+
+
+def test_weights_are_a_folder_or_one_file(tmp_path: Path) -> None:
+    store = LocalStore(str(tmp_path))
+    store.put("folder/model.safetensors", b"weights")
+    store.put("other.ckpt", b"weights")
+    assert hash_weights(str(tmp_path / "folder")) == hash_weights(f"{tmp_path}/folder/") == hash_folder(str(tmp_path / "folder"))
+    file = hash_weights(str(tmp_path / "folder" / "model.safetensors"))
+    assert file == hash_weights(str(tmp_path / "other.ckpt")) == hashlib.sha256(b"weights").hexdigest()[:16]
+    with pytest.raises(NotFound, match="holds no file"):
+        hash_weights(str(tmp_path / "nothing.ckpt"))
+
+
+def test_weights_may_be_links_into_a_hubs_cache(tmp_path: Path) -> None:
+    for folder in ("copies", "links"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "copies" / "w.safetensors").write_bytes(b"weights")
+    (tmp_path / "links" / "w.safetensors").symlink_to(tmp_path / "copies" / "w.safetensors")
+    assert hash_folder(str(tmp_path / "links")) == hash_folder(str(tmp_path / "copies"))
+    assert hash_weights(f"{tmp_path}/links/w.safetensors") == hash_weights(f"{tmp_path}/copies/w.safetensors")

@@ -58,7 +58,10 @@ def test_weights_are_a_folder_or_one_file(tmp_path: Path) -> None:
     (tmp_path / "sdxl.safetensors").write_bytes(b"x")
     (tmp_path / "notes.txt").write_text("")
     assert folders.local_weights(str(tmp_path)) == tmp_path
-    assert folders.local_weights(f"{tmp_path}/sdxl.safetensors") == tmp_path / "sdxl.safetensors"
+    (tmp_path / "snapshot").mkdir()
+    (tmp_path / "snapshot" / "sdxl.safetensors").symlink_to(tmp_path / "sdxl.safetensors")  # as a hub's cache has it
+    for file in ("sdxl.safetensors", "snapshot/sdxl.safetensors"):
+        assert folders.local_weights(f"{tmp_path}/{file}") == tmp_path / file
     for name, words in (("notes.txt", "is a file, expected a folder of weights, or a file that ends with"), ("no.ckpt", "does not exist")):
         with pytest.raises(ValueError, match=words):
             folders.local_weights(f"{tmp_path}/{name}")

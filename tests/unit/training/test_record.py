@@ -54,6 +54,8 @@ def test_weights_may_move_and_must_not_change(tmp_path: Path) -> None:
         begin(prior=str(tmp_path / "a"), encoder=folder("again", b"stage 1, trained again"))
     with pytest.raises(ValueError, match=r"the content of encoder was '[0-9a-f]{16}', now None"):
         begin(prior=str(tmp_path / "a"), encoder=None)
+    with pytest.raises(ValueError, match=r"the content of prior was '[0-9a-f]{16}', now '[0-9a-f]{16}'"):
+        begin(prior=str(tmp_path / "a" / "unet" / "w.safetensors"), encoder=str(tmp_path / "e"))
 
 
 def test_steps_are_free_only_where_the_learning_rate_does_not_follow_them(tmp_path: Path) -> None:
