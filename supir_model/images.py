@@ -18,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from supir_model.jpeg_rows import with_fewer_rows
 from supir_model.srgb import NO_PROFILE, PILLOW_ERRORS, profile_name, to_srgb
+from supir_model.webp_header import read_header
 
 if TYPE_CHECKING:
     import torch
@@ -121,7 +122,7 @@ def _tail(data: Encoded) -> bytes:
 
 def sniff(data: Encoded, *, max_pixels: int = MAX_PIXELS) -> ImageInfo:
     """Reads the header alone: no pixel is decoded. Raises ImageError."""
-    return _open(data, max_pixels)[1]
+    return _webp_info(data, max_pixels) or _open(data, max_pixels)[1]
 
 
 Rows = Callable[[int, int], int]
@@ -182,9 +183,29 @@ def _by_opencv(data: Encoded | bytearray) -> np.ndarray | None:
     return found
 
 
+def _webp_info(data: Encoded, max_pixels: int) -> ImageInfo | None:
+    """The header of an ordinary WebP file, for which Pillow would make room for the pixels; None for every other file."""
+    header = read_header(data)
+    if header is None:
+        return None
+    _check_pixels(header.width, header.height, max_pixels)
+    told = Image.Image()  # Pillow's reading of EXIF and XMP needs one
+    told.info = dict(header.info)
+    return ImageInfo(format="WEBP", width=header.width, height=header.height, orientation=_orientation(told),
+                     colour_profile=profile_name(told))
+
+
+def _check_pixels(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        found = f"{width} x {height} = {width * height:,} pixels"
+        raise ImageError("too_many_pixels", f"{found}, the cap is {max_pixels:,}: raise max_pixels, or shrink it first")
+
+
 def _open(data: Encoded, max_pixels: int) -> tuple[Image.Image, ImageInfo]:
     if len(data) == 0:
         raise ImageError("empty", "the file has no bytes")
+    if header := read_header(data):
+        _check_pixels(header.width, header.height, max_pixels)  # before Pillow makes room for them
     try:
         image = Image.open(_file(data), formats=FORMATS)
         info = _read_info(image)
@@ -193,9 +214,7 @@ def _open(data: Encoded, max_pixels: int) -> tuple[Image.Image, ImageInfo]:
         raise ImageError("too_many_pixels", f"{error} (the cap is {max_pixels:,})") from error
     except PILLOW_ERRORS as error:
         raise _unreadable(bytes(data), error) from error
-    if info.width * info.height > max_pixels:
-        found = f"{info.width} x {info.height} = {info.width * info.height:,} pixels"
-        raise ImageError("too_many_pixels", f"{found}, the cap is {max_pixels:,}: raise max_pixels, or shrink it first")
+    _check_pixels(info.width, info.height, max_pixels)
     if several:
         raise ImageError("animated", f"a {info.format} with several frames or pages: only single pictures are taken")
     return image, info

@@ -12,7 +12,6 @@ import logging
 import os
 import socket
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -22,7 +21,7 @@ from typing import Any
 
 from infra.dataset import Dataset, ShardRef
 from pipelines.runtime.calibrate import Calibration, calibrate
-from pipelines.runtime.local_start import LOOK_S, quick_start, without_chatter
+from pipelines.runtime.local_start import quick_start, without_chatter
 from pipelines.runtime.plan import ShardTask
 from pipelines.runtime.stage import Overlapping, Stage
 from pipelines.runtime.worker import ShardReport, ShardWorker
@@ -30,7 +29,6 @@ from pipelines.runtime.worker import ShardReport, ShardWorker
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 ROOT = str(Path(__file__).resolve().parents[2])
 LOCAL = "local"
-NODE_S = 20  # choice: then Ray itself asks, and waits as long as it does
 CONNECT_S = 10  # choice: a cluster that takes longer to accept a connection is taken for absent
 ROOM_S = 1800  # choice: a cloud brings a GPU node in 5 to 15 minutes
 # measured: decode loops run up to 1.5 times faster
@@ -121,7 +119,7 @@ def connection() -> Iterator[None]:
         _check_answers(address)
         with without_chatter():
             if address == LOCAL:  # workers inherit this process's variables, so that Ray may start them ahead
-                with quick_start(_variables()), _asking_often():
+                with quick_start(ray, _variables()):
                     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
             else:  # credentials come from the nodes
                 ray.init(address=address, runtime_env={"env_vars": _variables()}, log_to_driver=False, logging_level=logging.ERROR)
@@ -133,32 +131,6 @@ def connection() -> Iterator[None]:
     finally:
         if not _SHARED.get():
             ray.shutdown()
-
-
-@contextmanager
-def _asking_often() -> Iterator[None]:
-    """`ray.init` asks whether its node is there, and again a second later (Ray 2.60, without an option): look often before it asks."""
-    try:
-        from ray._private import services
-        from ray._private.state import GlobalState
-
-        ask, options = services.get_node, services._get_gcs_client_options
-    except (ImportError, AttributeError):  # another Ray: it starts as it does
-        yield
-        return
-
-    def wait_and_ask(gcs_address: str, node_id: str) -> Any:
-        state, end = GlobalState(), time.monotonic() + NODE_S
-        state._initialize_global_state(options(gcs_address))
-        while time.monotonic() < end and all(node["NodeID"] != node_id for node in state.node_table()):
-            time.sleep(LOOK_S)
-        return ask(gcs_address, node_id)
-
-    services.get_node = wait_and_ask
-    try:
-        yield
-    finally:
-        services.get_node = ask
 
 
 def _address() -> str:
