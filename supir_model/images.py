@@ -190,7 +190,7 @@ def _webp_info(data: Encoded, max_pixels: int) -> ImageInfo | None:
         return None
     _check_pixels(header.width, header.height, max_pixels)
     told = Image.Image()  # Pillow's reading of EXIF and XMP needs one
-    told.info = dict(header.info)
+    told.info.update(header.info)
     return ImageInfo(format="WEBP", width=header.width, height=header.height, orientation=_orientation(told),
                      colour_profile=profile_name(told))
 
