@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+HASHED_BYTES = 8 * 2**20  # choice: at a time
 ROW_GROUP_ROWS = 64  # choice: readers that want some rows of an image shard do not pay for all of it
 
 
@@ -50,26 +52,70 @@ class RowGroups:
                 self._on_half()
 
 
-def encode(groups: RowGroups, sink: Any) -> None:
-    """As Parquet. Encoded images do not compress: they are stored as they are. Nobody asks for the least and the most of a column.
+def encode(groups: RowGroups, sink: Any, reached: Callable[[int], None] | None = None) -> None:
+    """As Parquet; `reached` is told where the file ends after each row group.
 
-    Measured: images that Parquet tries to put into a dictionary take three times as long to read, and are read in pieces; the other
-    columns take a third less time, and space, without one: zstd finds what repeats.
+    Encoded images do not compress: they are stored as they are. Nobody asks for the least and the most of a column. Measured: images
+    that Parquet tries to put into a dictionary take three times as long to read, and are read in pieces; the other columns take a third
+    less time, and space, without one: zstd finds what repeats.
     """
     others = [name for name in groups.schema.names if name not in groups.binary]
     compression = dict.fromkeys(groups.binary, "none") | dict.fromkeys(others, "zstd")
     with pq.ParquetWriter(sink, groups.schema, compression=compression, use_dictionary=False, write_statistics=False) as writer:
         for group in groups:
             writer.write_table(group)
+            if reached:
+                reached(sink.tell())
             del group  # before the next one is asked for
 
 
 def write_hashed(groups: RowGroups, file: BinaryIO) -> str:
     """Write and return the sha256 of what was written."""
     with ThreadPoolExecutor(1) as thread:
-        hashing = _Hashing(file, thread)
-        encode(groups, hashing)
-        return hashing.total.hexdigest()
+        if not isinstance(file, io.BufferedWriter):
+            hashing = _Hashing(file, thread)
+            encode(groups, hashing)
+            return hashing.total.hexdigest()
+        with open(file.name, "rb", buffering=0) as seen, pa.OSFile(file.name, "wb") as native:
+            behind = _HashingBehind(seen, thread)
+            encode(groups, native, behind.reached)
+            native.flush()
+            return behind.ends()
+
+
+class _HashingBehind:
+    """Hashes a file of this disk as it grows, in a thread, from what the system still has of it in memory.
+
+    Measured: into a file of Python's, Arrow copies each page under Python's lock, which the thread that fetches needs; so Arrow writes
+    by itself, and the bytes are read back.
+    """
+
+    def __init__(self, file: io.FileIO, thread: ThreadPoolExecutor) -> None:
+        self.file, self.thread = file, thread
+        self.total = hashlib.sha256()
+        self._room = memoryview(bytearray(HASHED_BYTES))
+        self._until = 0
+        self._hashed: list[Future[None]] = []
+
+    def reached(self, end: int) -> None:
+        """The file holds so many bytes now."""
+        self._hashed.append(self.thread.submit(self._hash, end - self._until))
+        self._until = end
+
+    def _hash(self, size_bytes: int) -> None:
+        while size_bytes:
+            count = self.file.readinto(self._room[:size_bytes])
+            if not count:
+                raise OSError(f"{self.file.name} ends {size_bytes} bytes before what was written to it: somebody else cut it")
+            self.total.update(self._room[:count])
+            size_bytes -= count
+
+    def ends(self) -> str:
+        """The digest of all that was written."""
+        self.reached(os.fstat(self.file.fileno()).st_size)
+        for one in self._hashed:
+            one.result()
+        return self.total.hexdigest()
 
 
 class _Hashing(io.RawIOBase):

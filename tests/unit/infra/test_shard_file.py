@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import weakref
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from infra.shard_file import ROW_GROUP_ROWS, RowGroups, encode
+from infra.shard_file import ROW_GROUP_ROWS, RowGroups, _HashingBehind, encode, write_hashed
 
 SCHEMA = pa.schema([("image_id", pa.string()), ("bytes", pa.binary())])
 ROWS = 4 * ROW_GROUP_ROWS
@@ -85,3 +88,22 @@ def test_a_table_without_pictures_or_rows_needs_no_room() -> None:
     sink = io.BytesIO()
     encode(RowGroups(SCHEMA.empty_table()), sink)
     assert pq.ParquetFile(sink).read().schema == SCHEMA
+
+
+def test_a_file_of_this_disk_has_the_bytes_and_the_digest_of_any_other(tmp_path: Path) -> None:
+    table = table_of([Picture(b"%04d" % i) for i in range(ROWS)])
+    elsewhere = io.BytesIO()
+    expected = write_hashed(RowGroups(table), elsewhere)
+    with (tmp_path / "shard.parquet").open("xb") as file:
+        assert write_hashed(RowGroups(table), file) == expected
+    assert (tmp_path / "shard.parquet").read_bytes() == elsewhere.getvalue()
+    assert hashlib.sha256(elsewhere.getvalue()).hexdigest() == expected
+
+
+def test_a_file_that_is_shorter_than_what_was_written_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "shard.parquet").write_bytes(b"0123456789")
+    with ThreadPoolExecutor(1) as thread, (tmp_path / "shard.parquet").open("rb", buffering=0) as file:
+        behind = _HashingBehind(file, thread)
+        behind.reached(20)
+        with pytest.raises(OSError, match="ends 10 bytes before"):
+            behind.ends()
