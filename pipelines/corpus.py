@@ -16,7 +16,8 @@ if __package__ in (None, ""):  # run as a script: the import root is the reposit
 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from dataclasses import replace
+import difflib
+from dataclasses import fields, replace
 
 from infra.config import ConfigError, RunOptions, run_entry
 from infra.dataset import Dataset
@@ -49,13 +50,25 @@ def run(config: CorpusConfig, options: RunOptions) -> int:
 def source(config: CorpusConfig, text: str) -> IngestConfig:
     """How one source is ingested: as its recipe says, with what all sources share."""
     name, equals, address = text.partition("=")
-    named = bool(equals) and name in ingest_recipes.RECIPES
-    if not named:
+    near = difflib.get_close_matches(name, ingest_recipes.RECIPES, n=1)
+    if equals and name not in ingest_recipes.RECIPES and near:
+        raise ConfigError(f"sources: unknown recipe {name!r} in {text!r}: did you mean {near[0]!r}? (For a path: ./{text})")
+    if not equals or name not in ingest_recipes.RECIPES:
         return replace(config.ingest, input=text, output=config.output)
-    recipe, shared = ingest_recipes.RECIPES[name](), config.ingest
-    web = replace(recipe.web, agent=shared.web.agent, contact=shared.web.contact, allow_networks=shared.web.allow_networks)
+    recipe, shared = with_changes(ingest_recipes.RECIPES[name](), config.ingest), config.ingest
     limits = {key: getattr(shared, key) for key in ("max_bytes", "max_pixels", "shard", "workers", "retry_failed")}
-    return replace(recipe, input=address, output=config.output, web=web, **limits)
+    return replace(recipe, input=address, output=config.output, **limits)
+
+
+def with_changes(recipe: IngestConfig, shared: IngestConfig) -> IngestConfig:
+    """The recipe with what of `shared` is not as it is without a hand: --set ingest.columns.url=… reaches every source."""
+    plain = IngestConfig(input="", output="")
+    changed = {}
+    for group in ("web", "columns", "wanted"):
+        before, after = getattr(plain, group), getattr(shared, group)
+        names = [one.name for one in fields(before) if getattr(before, one.name) != getattr(after, one.name)]
+        changed[group] = replace(getattr(recipe, group), **{one: getattr(after, one) for one in names})
+    return replace(recipe, **changed)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from pipelines.recipes.ingest import IngestConfig
 class CorpusConfig:
     """`sources` are addresses as ingest takes them, or `recipe=address` with a recipe of ingest (`urls=list.csv`, `pd12m=s3://…`).
 
-    `ingest` holds what all sources share (shards, workers, limits, who asks the web); its input and output, and the input of `curate`, are
-    set by the job.
+    `ingest` holds what all sources share: shards, workers, limits, and what of web, columns and wanted is set by hand, which a recipe then
+    takes too; its input and output, and the input of `curate`, are set by the job.
     """
 
     sources: tuple[str, ...]

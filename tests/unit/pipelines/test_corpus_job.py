@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from infra.config import ConfigError
 from infra.dataset import Dataset
 from pipelines import corpus
 from pipelines.recipes.corpus import tiny
@@ -41,6 +42,11 @@ def test_a_source_is_ingested_as_its_recipe_says_with_what_all_share() -> None:
     assert (found.source_name, found.input, found.output, found.max_pixels) == ("pd12m", "s3://sources/PD12M/metadata", "out", 7)
     assert (found.web.contact, found.web.host_in_flight) == ("me@example.org", 64), "who asks is shared, how often is the recipe's"
     assert corpus.source(config, "a=b/photos").input == "a=b/photos", "no recipe of that name: an address"
+    ours = replace(config.ingest, columns=replace(config.ingest.columns, url="link"), web=replace(config.ingest.web, attempts=1))
+    found = corpus.source(replace(config, ingest=ours), "pd12m=list.parquet")
+    assert (found.columns.url, found.columns.licence_url, found.web.attempts) == ("link", "license", 1), "what was set by hand holds"
+    with pytest.raises(ConfigError, match="did you mean 'pd12m'"):
+        corpus.source(config, "pd12=list.parquet")
 
 
 def test_no_source_teaches(capsys: pytest.CaptureFixture[str]) -> None:
