@@ -40,6 +40,7 @@ def run(config: IngestConfig, options: RunOptions) -> int:
     """List, then fetch."""
     dataset = Dataset(config.output)
     dataset.store.check()
+    check_apart(config, dataset)
     stage = Fetch(max_bytes=config.max_bytes, max_pixels=config.max_pixels, image_column=config.columns.image,
                   web=config.web.shared_by(config.workers.workers))
     if options.dry_run:
@@ -53,6 +54,14 @@ def run(config: IngestConfig, options: RunOptions) -> int:
     return 0
 
 
+def check_apart(config: IngestConfig, dataset: Dataset) -> None:
+    """Raise ValueError if the dataset lies in its own source: its Parquet files hold pictures, and would be taken for sources."""
+    source = source_of(config)
+    if not source.is_one_file and f"{dataset.store.url}/".startswith(f"{source.address.rstrip('/')}/"):
+        raise ValueError(f"--output {dataset.store.url} lies in --input {source.address}, so that the next run would take the dataset's "
+                         "own files for sources: give an --output beside the input, or an --input below it")
+
+
 def list_inputs(config: IngestConfig, dataset: Dataset, stage: Fetch) -> None:
     """Commit what the source holds and the table does not, and what is to be retried; publish the table."""
     source = source_of(config)
@@ -60,7 +69,7 @@ def list_inputs(config: IngestConfig, dataset: Dataset, stage: Fetch) -> None:
         print("inputs: another driver was first; listing again", flush=True)
     while not inputs_table.append_tables(dataset, tables(config, dataset, source)):
         print("inputs: another driver was first; reading the tables again", flush=True)
-    while config.retry_failed and not inputs_table.append(dataset, inputs_table.group(failed(dataset, stage), config.shard)):
+    while config.retry_failed and not inputs_table.append(dataset, inputs_table.group(failed(config, dataset, stage), config.shard)):
         print("inputs: another driver was first; looking at the failures again", flush=True)
     snapshot = inputs_table.publish(dataset)
     print(f"inputs: {snapshot.rows} rows in {len(snapshot.shards)} shards; not images by their names: "
@@ -71,7 +80,7 @@ def list_inputs(config: IngestConfig, dataset: Dataset, stage: Fetch) -> None:
 
 def source_of(config: IngestConfig) -> Source:
     """The address, with its tables."""
-    return Source(config.input, config.sidecar, tables_too=True, lists=config.lists)
+    return Source(config.input, config.sidecar, tables_too=True, lists=config.lists, columns=config.columns)
 
 
 def files(config: IngestConfig, dataset: Dataset, source: Source) -> Iterator[list[inputs_table.Row]]:
@@ -80,20 +89,29 @@ def files(config: IngestConfig, dataset: Dataset, source: Source) -> Iterator[li
 
 
 def tables(config: IngestConfig, dataset: Dataset, source: Source) -> Iterator[inputs_table.Piece]:
-    """Shards of new rows of tables. Raises ValueError when the web would be asked by nobody."""
+    """Shards of new rows of tables. Raises ValueError when the web would be asked by nobody, or by nobody knows how many."""
     if any(table.kind == "url" for table in table_shards.tables_of(source, config.columns)):
-        config.web.check_identity()
+        check_polite(config)
     options = table_shards.TableOptions(columns=config.columns, wanted=config.wanted, limits=config.shard,
                                         expected_bytes=config.expected_bytes)
     return table_shards.pieces(dataset, source, config.source_name or source.address, options)
 
 
-def failed(dataset: Dataset, stage: Fetch) -> list[inputs_table.Row]:
+def check_polite(config: IngestConfig) -> None:
+    """Raise ValueError unless the web's owners can find out who asks, and are asked no faster than was said."""
+    config.web.check_identity()
+    config.web.check_shared(config.workers.workers)
+
+
+def failed(config: IngestConfig, dataset: Dataset, stage: Fetch) -> list[inputs_table.Row]:
     """What a retry asks for; nothing where nothing was fetched yet."""
     try:
-        return list(inputs_table.failed_rows(dataset, dataset.snapshot(stage.table, version_of(stage))))
+        rows = list(inputs_table.failed_rows(dataset, dataset.snapshot(stage.table, version_of(stage))))
     except NoSuchTable:
         return []
+    if any(row["kind"] == "url" for row in rows):  # img2dataset's records too
+        check_polite(config)
+    return rows
 
 
 def show_plan(config: IngestConfig, dataset: Dataset) -> None:

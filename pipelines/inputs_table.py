@@ -91,7 +91,7 @@ def to_row(item: Item, address: str, name: str, wanted: Wanted | None = None) ->
     told = item.provenance
     place: Row = {"source_id": source_id(name, item.position), "address": address, "position": item.position,
                   "offset": item.offset, "size_bytes": item.size_bytes, "attempt": 0, "kind": "file" if item.offset is None else "member",
-                  "problem": wanted.licence_problem(told.licence, told.licence_url) if wanted else None}
+                  "problem": item.problem or (wanted.licence_problem(told.licence, told.licence_url) if wanted else None)}
     return place | asdict(told)
 
 
@@ -121,9 +121,9 @@ def new_rows(dataset: Dataset, source: Source, name: str = "", wanted: Wanted | 
         if row["source_id"] not in known:
             yield row
     if not found and not source.tables:
-        others = f" ({sum(source.skipped.values())} other files)" if source.skipped else ""
-        raise ValueError(f"{source.url} holds no file with the suffix of an image{others}: "
-                         "give --input a folder, a prefix or a tar that does")
+        others = ", ".join(f"{count} {suffix}" for suffix, count in sorted(source.skipped.items()))
+        raise ValueError(f"{source.url} holds no file with the suffix of an image{others and f' ({others})'}: give --input a folder, a "
+                         "prefix or a tar that does; CSV, TSV and text files in it are taken for lists of URLs with --set lists=true")
 
 
 def failed_rows(dataset: Dataset, images: Snapshot) -> Iterator[Row]:
@@ -140,7 +140,12 @@ def failed_rows(dataset: Dataset, images: Snapshot) -> Iterator[Row]:
         for row in dataset.read(refs[shard]).to_pylist() if failed[shard] else []:
             problem = row.get("problem") or ""
             if row["source_id"] in failed[shard] and newest[row["source_id"]] == shard and (not problem or problem.startswith(MENDABLE)):
-                yield row | {"attempt": row["attempt"] + 1, "problem": None}
+                yield row | {"attempt": row["attempt"] + 1, "problem": None} | (_on_the_web(row) if problem else {})
+
+
+def _on_the_web(row: Row) -> Row:
+    """What changes when a picture that a table lacks is asked for where it came from."""
+    return {"kind": "url", "offset": None, "size_bytes": 0} if row["kind"] == "cell" and row["source_url"] else {}
 
 
 def append(dataset: Dataset, shards: Iterable[list[Row]]) -> bool:

@@ -8,6 +8,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.web.secrets_in_urls import redact
+
 SYNONYMS = {  # our column -> what others call it
     "licence": ("licence", "license"),
     "licence_url": ("licence_url", "license_url"),
@@ -29,13 +31,15 @@ class Provenance:
 
 
 def provenance_of(record: dict[str, Any]) -> Provenance:
-    """Provenance from a record with our names or the common other ones; what is no text is taken as text."""
+    """Provenance from a record with our names or the common other ones; what is no text is taken as text, secrets are not taken."""
     found: dict[str, str] = {}
     for name, synonyms in SYNONYMS.items():
         values = (record[synonym] for synonym in synonyms if record.get(synonym) not in (None, ""))
         value = next(values, None)
         if value is not None:
             found[name] = value if isinstance(value, str) else json.dumps(value)
+    if "source_url" in found:
+        found["source_url"] = redact(found["source_url"])
     return Provenance(**found)
 
 

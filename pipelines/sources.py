@@ -2,8 +2,8 @@
 
 An item is one thing asked for. A folder's items are its files with an image's suffix; a tar's items are its members with one, and
 members of the same stem say more about them (`.txt`: caption, `.json`: licence and origin). A CSV file tells the same of a folder:
-`photos.csv` in it, or `<folder>.csv` beside it, with a column `file`. The order is that of the names, always. Tables (URLs, Parquet with
-pictures in it) are only named here: pipelines/table_shards.py reads them.
+`photos.csv` in it, or `<folder>.csv` beside it, with a column `file`; and img2dataset's `<folder>.parquet`. The order is that of the
+names, always. Tables (URLs, Parquet with pictures in it) are only named here: pipelines/table_shards.py reads them.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import tarfile
 import urllib.parse
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,16 @@ from infra.storage import NotFound, StorageError, Store
 from infra.stores import open_store
 from pipelines import ffhq
 from pipelines.provenance import Provenance, parse_csv, provenance_of
-from pipelines.table_files import Columns, TableFile, is_table, look
+from pipelines.table_files import Columns, TableFile, UnusableTable, is_table, lists_urls, look, told_by_record
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".mpo")
 CAPTION_SUFFIXES = (".txt", ".caption")
 TAR_SUFFIX = ".tar"
 SIDECAR = "photos.csv"
 METADATA_MAX_BYTES = 1 << 20  # choice: a caption or a record of origin is small; more is not read
+TAIL_BYTES = 1 << 20  # choice: of what is behind a tar's last member; tar itself pads to 10 KiB
+BROKEN_TAR = ("broken_tar: it was cut or damaged, or its writer did not close it: behind the last member that can be read there is no "
+              "end mark, or there is more than that; the members before that were taken; fetch or write it again")
 QUOTED = "bytes:"  # a name that is not Unicode text stands percent-encoded behind this
 
 
@@ -42,6 +46,7 @@ class Item:
     size_bytes: int
     offset: int | None = None
     provenance: Provenance = field(default_factory=Provenance)
+    problem: str | None = None  # why it is not asked for, as `inputs.problem`
 
 
 @dataclass
@@ -54,9 +59,12 @@ class Source:
     sidecar: str = ""
     tables_too: bool = False
     lists: bool = False
+    columns: Columns = field(default_factory=Columns)
     skipped: Counter[str] = field(default_factory=Counter)
     tables: list[str] = field(default_factory=list)
     stems: set[str] = field(default_factory=set)  # of tars and folders, beside which img2dataset puts its records
+    _told_by: str = ""  # the CSV in the source that tells of its files
+    _record: tuple[str, dict[str, Provenance]] = ("", {})  # the last folder, and what its record tells
 
     @property
     def is_one_file(self) -> bool:
@@ -82,9 +90,9 @@ class Source:
         address, only = self._place()
         store = open_store(address)
         _check_there(store)
-        told = _read_sidecar(store, self.sidecar)
+        told = self._read_sidecar(store, only)
         self.tables.clear()
-        for key, size_bytes in _files(store) if only is None else _one(store, only):
+        for key, size_bytes in _files(store, self.skipped) if only is None else _one(store, only):
             suffix = os.path.splitext(key)[1].lower()
             self.stems |= {key.removesuffix(TAR_SUFFIX)} if suffix == TAR_SUFFIX else {key.rpartition("/")[0]}
             if self._is_table(key, only):
@@ -92,8 +100,8 @@ class Source:
             elif suffix == TAR_SUFFIX:
                 yield from self._members(store, key, size_bytes)
             elif suffix in IMAGE_SUFFIXES or key.endswith("/"):
-                yield Item(position=to_position(key), size_bytes=size_bytes, provenance=told.get(key, Provenance()))
-            elif key not in (self.sidecar, SIDECAR):
+                yield Item(position=to_position(key), size_bytes=size_bytes, provenance=told.get(key) or self._recorded(store, key))
+            elif key not in (self.sidecar, self._told_by):
                 self.skipped[suffix or "no suffix"] += 1
 
     def table(self, key: str, columns: Columns) -> TableFile:
@@ -101,9 +109,45 @@ class Source:
         return look(open_store(self.address), key, columns, beside=os.path.splitext(key)[0] in self.stems)
 
     def _is_table(self, key: str, only: str | None) -> bool:
-        if not self.tables_too or not is_table(key) or (key in (self.sidecar, SIDECAR) and only is None):
+        if not self.tables_too or not is_table(key) or (key in (self.sidecar, self._told_by) and only is None):
             return False
         return only is not None or self.lists or key.lower().endswith(".parquet")
+
+    def _read_sidecar(self, store: Store, only: str | None) -> dict[str, Provenance]:
+        """File -> provenance from the CSV that was named, from photos.csv in the source, or from <folder>.csv beside a local one.
+
+        The last two may as well be lists of URLs; of a single table or tar they tell nothing.
+        """
+        if self.sidecar.endswith(".json"):
+            return ffhq.parse_json(store.read(self.sidecar), self.sidecar)
+        if self.sidecar:
+            return parse_csv(store.read(self.sidecar), self.sidecar)
+        if only is not None and os.path.splitext(only)[1].lower() not in IMAGE_SUFFIXES:
+            return {}
+        places = [(store, SIDECAR)]
+        if isinstance(store, LocalStore):
+            folder = Path(store.url)
+            places.append((open_store(str(folder.parent)), f"{folder.name}.csv"))
+        for place, key in places:
+            try:
+                if not lists_urls(place, key):
+                    told = parse_csv(place.read(key), key)
+                    self._told_by = key if place is store else ""
+                    return told
+            except NotFound:
+                continue
+        return {}
+
+    def _recorded(self, store: Store, key: str) -> Provenance:
+        """What the record that img2dataset put beside a picture's folder says of it."""
+        folder, _, name = key.rpartition("/")
+        if folder != self._record[0]:
+            self._record = folder, {}
+            if f"{folder}.parquet" in self.tables:
+                with suppress(UnusableTable):  # as a table it is told of
+                    told = told_by_record(store, f"{folder}.parquet", self.columns)
+                    self._record = folder, {key: provenance_of(record) for key, record in told.items()}
+        return self._record[1].get(os.path.splitext(name)[0], Provenance())
 
     def _members(self, store: Store, key: str, size_bytes: int) -> Iterator[Item]:
         """The pictures in one tar. A tar that breaks off is itself an item after them, so that its failure stands in the ledger."""
@@ -117,7 +161,7 @@ class Source:
         for stem, parts in members.items():
             yield from self._pictures(key, parts, told[stem], seen)
         if not whole:
-            yield Item(position=to_position(key), size_bytes=size_bytes)
+            yield Item(position=to_position(key), size_bytes=size_bytes, problem=BROKEN_TAR if size_bytes else None)
 
     def _pictures(self, key: str, parts: list[tarfile.TarInfo], provenance: Provenance, seen: set[str]) -> Iterator[Item]:
         for part in parts:
@@ -149,15 +193,16 @@ def to_key(position: str) -> str:
 # listing
 
 def _check_there(store: Store) -> None:
-    store.check()
     if isinstance(store, LocalStore) and not Path(store.url).is_dir():
-        raise NotFound(f"{store.url} is not a folder: give --input a folder of photographs, one of them, a .tar, or s3://bucket/prefix")
+        raise NotFound(f"{store.url} is not a folder: give --input a folder of photographs, one of them, a .tar, a table (.parquet, .csv, "
+                       ".tsv, .txt, .gz of the last three), or s3://bucket/prefix")
+    store.check()
 
 
-def _files(store: Store) -> Iterator[tuple[str, int]]:
+def _files(store: Store, skipped: Counter[str]) -> Iterator[tuple[str, int]]:
     """(key, size in bytes) of every file. A folder that may not be listed is yielded itself, with a slash behind its name."""
     if isinstance(store, LocalStore):
-        yield from _walk(store.url, "")
+        yield from _walk(store.url, "", skipped)
     else:
         yield from ((entry.key, entry.size_bytes) for entry in store.list() if not entry.key.endswith("/"))
 
@@ -166,7 +211,7 @@ def _one(store: Store, key: str) -> Iterator[tuple[str, int]]:
     yield key, store.size(key)
 
 
-def _walk(root: str, folder: str) -> Iterator[tuple[str, int]]:
+def _walk(root: str, folder: str, skipped: Counter[str]) -> Iterator[tuple[str, int]]:
     try:
         with os.scandir(os.path.join(root, folder)) as scan:
             entries = [(entry.name + "/" if entry.is_dir(follow_symlinks=False) else entry.name, entry) for entry in scan]
@@ -175,12 +220,12 @@ def _walk(root: str, folder: str) -> Iterator[tuple[str, int]]:
         return
     for name, entry in sorted(entries, key=lambda pair: pair[0]):
         if name.endswith("/"):
-            yield from _walk(root, folder + name)
+            yield from _walk(root, folder + name, skipped)
         else:
-            yield from _one_file(folder + name, entry)
+            yield from _one_file(folder + name, entry, skipped)
 
 
-def _one_file(key: str, entry: os.DirEntry[str]) -> Iterator[tuple[str, int]]:
+def _one_file(key: str, entry: os.DirEntry[str], skipped: Counter[str]) -> Iterator[tuple[str, int]]:
     """A regular file or a link; pipes and devices are none, and a linked folder is not entered."""
     try:
         status = entry.stat()
@@ -189,26 +234,8 @@ def _one_file(key: str, entry: os.DirEntry[str]) -> Iterator[tuple[str, int]]:
         return
     if stat.S_ISREG(status.st_mode):
         yield key, status.st_size
-
-
-# what is told
-
-def _read_sidecar(store: Store, name: str) -> dict[str, Provenance]:
-    """File -> provenance from the CSV that was named, from photos.csv in the source, or from <folder>.csv beside a local one."""
-    if name.endswith(".json"):
-        return ffhq.parse_json(store.read(name), name)
-    if name:
-        return parse_csv(store.read(name), name)
-    places = [(store, SIDECAR)]
-    if isinstance(store, LocalStore):
-        folder = Path(store.url)
-        places.append((open_store(str(folder.parent)), f"{folder.name}.csv"))
-    for place, key in places:
-        try:
-            return parse_csv(place.read(key), key)
-        except NotFound:
-            continue
-    return {}
+    elif stat.S_ISDIR(status.st_mode):
+        skipped["linked folder"] += 1
 
 
 # tars
@@ -222,9 +249,11 @@ def _read_headers(file: Any) -> tuple[dict[str, list[tarfile.TarInfo]], bool]:
                 if member.isreg():
                     folder, _, name = member.name.rpartition("/")
                     members.setdefault(f"{folder}/{name.split('.', 1)[0]}", []).append(member)
+            file.seek(tar.offset)  # where tarfile stopped, at an end mark or at what it took for one
+            tail = file.read(TAIL_BYTES)
     except (tarfile.TarError, EOFError, OSError):
         return members, False
-    return members, True
+    return members, bool(tail) and not tail.strip(b"\0")
 
 
 def _tell(file: Any, parts: list[tarfile.TarInfo]) -> Provenance:

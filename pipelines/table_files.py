@@ -11,7 +11,9 @@ import csv
 import difflib
 import gzip
 import io
+import itertools
 import re
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO, cast
@@ -39,6 +41,9 @@ USUAL = {  # our column -> what others call it, compared without regard to case;
     "height": ("height", "photo_height", "original_height"),
 }
 RECORD = ("key", "status", "error_message")  # columns by which img2dataset's own tables are known
+NO_COLUMN = "none"
+DELIMITERS = ",;\t|"
+BROKEN_TEXT = (csv.Error, OSError, EOFError, zlib.error)
 
 
 class UnusableTable(ValueError):
@@ -51,7 +56,7 @@ class UnusableTable(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Which column of a table is what; empty: the usual names (USUAL)."""
+    """Which column of a table is what; empty: the usual names (USUAL); `none`: no column. `a.b` is the field b of the struct a."""
 
     url: str = ""
     image: str = ""  # Parquet with pictures in it
@@ -76,12 +81,12 @@ class TableFile:
     rows: int | None = None
 
     def batches(self) -> Iterator[pa.Table]:
-        """The mapped columns (TEXTS as strings, NUMBERS as int64, and of records `status` and `error_message`), in order."""
-        wanted = [name for name in (*TEXTS, *NUMBERS, *RECORD[1:]) if name in self.mapping]
+        """The mapped columns (TEXTS as strings, NUMBERS as int64, and of records those in RECORD), in order."""
+        wanted = [name for name in (*TEXTS, *NUMBERS, *RECORD) if name in self.mapping]
         names = [self.mapping[name] for name in wanted]
         with _open(self.store, self.key) as file:
             for raw in _parquet(file, names, self.key) if _is_parquet(self.key) else _lines(file, self.key, names):
-                columns = [_number(raw.column(i)) if name in NUMBERS else _text(raw.column(i), names[i], self.key)
+                columns = [_number(raw.column(i)) if name in NUMBERS else _text(raw.column(i), names[i], name, self.key)
                            for i, name in enumerate(wanted)]
                 yield pa.table(columns, names=wanted) if wanted else pa.table({"row": pa.nulls(raw.num_rows)})
 
@@ -106,24 +111,40 @@ def look(store: Store, key: str, columns: Columns, beside: bool = False) -> Tabl
     image = image_column(schema, columns.image, key)
     record = all(name in schema.names for name in RECORD)
     kind = "cell" if image else "record" if record and beside else "url"
-    mapping = _map(schema.names, columns, key, needs_url=kind != "cell") | ({"image": image} if image else {})
+    mapping = _map(_names(schema), columns, key, needs_url=kind != "cell") | ({"image": image} if image else {})
     if record:
-        mapping |= {name: name for name in RECORD[1:]}
-    if "url" in mapping and kind != "cell" and not _is_text(schema.field(mapping["url"]).type):
-        raise UnusableTable("unknown_schema", f"{key}: column {mapping['url']!r} is {schema.field(mapping['url']).type}, expected text: "
+        mapping |= {name: name for name in RECORD}
+    if "url" in mapping and kind != "cell" and not _is_text(_type(schema, mapping["url"])):
+        raise UnusableTable("unknown_schema", f"{key}: column {mapping['url']!r} is {_type(schema, mapping['url'])}, expected text: "
                                               "name the column of the addresses with --set columns.url=…")
     return TableFile(store=store, key=key, kind=kind, mapping=mapping, size_bytes=size_bytes, rows=rows)
 
 
+def lists_urls(store: Store, key: str) -> bool:
+    """Whether a CSV has addresses, and no column `file`. Raises NotFound and UnusableTable."""
+    names = {name.lower() for name in _header(store, key)}
+    return "file" not in names and not names.isdisjoint(USUAL["url"])
+
+
+def told_by_record(store: Store, key: str, columns: Columns) -> dict[str, dict[str, Any]]:
+    """img2dataset's key of a picture -> what its record says of it; empty where the table is no such record. Raises UnusableTable."""
+    table = look(store, key, columns, beside=True)
+    if table.kind != "record":
+        return {}
+    return {str(row["key"]): row for batch in table.batches() for row in batch.drop_columns(list(RECORD[1:])).to_pylist()}
+
+
 def image_column(schema: pa.Schema, asked: str, key: str) -> str:
     """The column with encoded pictures, or ''. Raises UnusableTable if the one that was asked for is missing or holds none."""
+    if asked == NO_COLUMN:
+        return ""
     if asked:
-        name = _find(schema.names, asked, "image", key)
-        if not _holds_bytes(schema.field(name).type):
-            raise UnusableTable("unknown_schema", f"{key}: column {name!r} is {schema.field(name).type}, expected binary or a struct with "
+        name = _find(_names(schema), asked, "image", key)
+        if not _holds_bytes(_type(schema, name)):
+            raise UnusableTable("unknown_schema", f"{key}: column {name!r} is {_type(schema, name)}, expected binary or a struct with "
                                                   "binary `bytes`: name the column of the pictures with --set columns.image=…")
         return name
-    lower = {name.lower(): name for name in reversed(schema.names)}
+    lower = {name.lower(): name for name in reversed(schema.names) if schema.names.count(name) == 1}
     found = [lower[name] for name in USUAL["image"] if name in lower and _holds_bytes(schema.field(lower[name]).type)]
     return found[0] if found else ""
 
@@ -148,7 +169,7 @@ def _group_cells(parquet: pq.ParquetFile, group: int, name: str, wanted: set[int
     if last < 0:
         return
     for batch in parquet.iter_batches(batch_size=16, row_groups=[group], columns=[name], use_threads=False):
-        column = batch.column(0)
+        column = _pick(batch, name)
         values = column.field("bytes") if pa.types.is_struct(column.type) else column
         for i in range(len(batch)):
             if start + i in wanted:
@@ -164,10 +185,13 @@ def _map(names: Sequence[str], columns: Columns, key: str, needs_url: bool = Tru
     mapping: dict[str, str] = {}
     lower = {name.lower(): name for name in reversed(names)}
     for ours, asked in asdict(columns).items():
-        if ours == "image":
+        if ours == "image" or asked == NO_COLUMN:
             continue
         usual = next((lower[name] for name in USUAL[ours] if name in lower), "")
         found = _find(names, asked, ours, key) if asked else usual
+        if names.count(found) > 1:
+            raise UnusableTable("unknown_schema", f"{key} has several columns {found!r}: rename all but one, or name another one with "
+                                                  f"--set columns.{ours}=…")
         if found:
             mapping[ours] = found
     if needs_url and "url" not in mapping:
@@ -187,6 +211,28 @@ def _find(names: Sequence[str], asked: str, ours: str, key: str) -> str:
     raise UnusableTable("unknown_schema", f"{key} has no column {asked!r} (columns.{ours}): {hint}")
 
 
+def _names(schema: pa.Schema) -> list[str]:
+    """Of all columns, and of the fields of structs as `struct.field`."""
+    structs = [field for field in schema if pa.types.is_struct(field.type)]
+    return [*schema.names, *(f"{one.name}.{inner}" for one in structs for inner in _names(pa.schema(one.type.fields)))]
+
+
+def _type(schema: pa.Schema, name: str) -> pa.DataType:
+    if name in schema.names:
+        return schema.field(name).type
+    outer, inner = next((one, name.removeprefix(f"{one}.")) for one in schema.names if name.startswith(f"{one}."))
+    return _type(pa.schema(schema.field(outer).type.fields), inner)
+
+
+def _pick(batch: pa.RecordBatch, name: str) -> pa.Array:
+    """A column, or a field of a struct."""
+    if name in batch.schema.names:
+        return batch.column(name)
+    outer, inner = next((one, name.removeprefix(f"{one}.")) for one in batch.schema.names if name.startswith(f"{one}."))
+    found = batch.column(outer)
+    return _pick(pa.RecordBatch.from_arrays(found.flatten(), names=[field.name for field in found.type.fields]), inner)
+
+
 def _holds_bytes(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         return kind.get_field_index("bytes") >= 0 and _holds_bytes(kind.field("bytes").type)
@@ -198,23 +244,32 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind) or pa.types.is_null(kind))
 
 
-def _text(column: pa.ChunkedArray, name: str, key: str) -> pa.ChunkedArray:
-    """As text, with null where there is nothing."""
+def _text(column: pa.ChunkedArray, name: str, ours: str, key: str) -> pa.ChunkedArray:
+    """As text, with null where there is nothing, and U+FFFD for what is no UTF-8."""
     kind = column.type
     if pa.types.is_nested(kind) or _holds_bytes(kind):
-        raise UnusableTable("unknown_schema", f"{key}: column {name!r} is {kind}, expected text or numbers: map another one with --set "
-                                              "columns.…=…")
+        raise UnusableTable("unknown_schema", f"{key}: column {name!r} is {kind}, expected text or numbers: name another one with --set "
+                                              f"columns.{ours}=…, or leave it out with --set columns.{ours}={NO_COLUMN}")
     text = pc.cast(column, pa.string())
+    try:
+        text.validate(full=True)  # Parquet does not see to it
+    except pa.ArrowInvalid:
+        data = pc.cast(text, pa.binary()).to_pylist()
+        text = pa.chunked_array([pa.array([one if one is None else one.decode("utf-8", "replace") for one in data], pa.string())])
     return pc.if_else(pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(text)), 0), pa.scalar(None, pa.string()), text)
 
 
 def _number(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """As whole numbers, with null for what is none."""
+    """As whole numbers, with null for what is none, and for 0 and less, with which lists say that they do not know."""
+    nothing = pa.scalar(None, pa.int64())
+    if pa.types.is_floating(column.type):
+        column = pc.if_else(pc.is_finite(column), column, pa.scalar(None, column.type))
     try:
-        return pc.cast(column, pa.int64(), safe=False)
+        numbers = pc.cast(column, pa.int64(), safe=False)
     except pa.ArrowException:
         values = (str(value).strip() for value in column.to_pylist())
-        return pa.chunked_array([pa.array([int(float(v)) if re.fullmatch(r"\d{1,9}(\.\d*)?", v) else None for v in values], pa.int64())])
+        numbers = pa.chunked_array([pa.array([int(float(v)) if re.fullmatch(r"\d{1,9}(\.\d*)?", v) else None for v in values], pa.int64())])
+    return pc.if_else(pc.greater(numbers, 0), numbers, nothing)
 
 
 # files
@@ -236,14 +291,17 @@ def _parquet(file: BinaryIO, names: list[str], key: str) -> Iterator[pa.Table]:
         return
     try:
         for batch in parquet.iter_batches(batch_size=BATCH_ROWS, columns=list(dict.fromkeys(names)), use_threads=False):
-            yield pa.table([batch.column(name) for name in names], names=[str(i) for i in range(len(names))])
+            yield pa.table([_pick(batch, name) for name in names], names=[str(i) for i in range(len(names))])
     except (pa.ArrowException, OSError) as error:
         raise UnusableTable("unreadable_table", f"{key} breaks off ({_short(error)}): fetch it again") from error
 
 
 def _reader(file: BinaryIO, key: str) -> Any:
+    """Rows of text. Between them stands what stands most often in the header: spreadsheets of half the world write semicolons."""
     text = io.TextIOWrapper(file, "utf-8-sig", errors="replace", newline="")
-    return csv.reader(text, delimiter="\t" if ".tsv" in key.lower() else ",")
+    first = text.readline()
+    delimiter = "\t" if ".tsv" in key.lower() else max(DELIMITERS, key=first.count)  # a comma where none does
+    return csv.reader(itertools.chain([first] if first else [], text), delimiter=delimiter)
 
 
 def _is_list(key: str) -> bool:
@@ -257,15 +315,18 @@ def _header(store: Store, key: str) -> list[str]:
     with _open(store, key) as file:
         try:
             return [name.strip() for name in next(_reader(file, key), [])]
-        except (csv.Error, OSError, EOFError) as error:
-            raise UnusableTable("unreadable_table", f"{key} cannot be read ({_short(error)}): save it again as CSV in UTF-8") from error
+        except BROKEN_TEXT as error:
+            raise UnusableTable("unreadable_table", f"{key} cannot be read ({_short(error)}): fetch it again, or save it as CSV in UTF-8") from error
 
 
 def _lines(file: BinaryIO, key: str, names: list[str]) -> Iterator[pa.Table]:
-    """Rows of text. What is no UTF-8 becomes U+FFFD; a row that is too short has nulls; an empty line is no row."""
+    """Rows of text. What is no UTF-8 becomes U+FFFD; a row that is too short has nulls; no row is an empty line, nor in
+    text, where nothing else says what a line is, one that begins with `#`.
+    """
     rows: list[list[str]] = []
     if _is_list(key):
-        lines: Any = ([line.strip()] for line in io.TextIOWrapper(file, "utf-8-sig", errors="replace") if line.strip())
+        stripped = (line.strip() for line in io.TextIOWrapper(file, "utf-8-sig", errors="replace"))
+        lines: Any = ([line] for line in stripped if line and not line.startswith("#"))
         places = [0]
     else:
         lines = _reader(file, key)
@@ -278,9 +339,9 @@ def _lines(file: BinaryIO, key: str, names: list[str]) -> Iterator[pa.Table]:
             if len(rows) == BATCH_ROWS:
                 yield _columns_of(rows, places)
                 rows = []
-    except (csv.Error, OSError, EOFError) as error:
+    except BROKEN_TEXT as error:
         raise UnusableTable("unreadable_table", f"{key} breaks off behind line {getattr(lines, 'line_num', '?')} "
-                                                f"({_short(error)})") from error
+                                                f"({_short(error)}): fetch it again, or mend that line") from error
     if rows:
         yield _columns_of(rows, places)
 

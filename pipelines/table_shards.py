@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 from infra.config import hash_config
 from infra.dataset import Dataset
 from infra.digest import slice_digests
-from pipelines.inputs_table import SCHEMA, Piece, ShardLimits, Wanted, committed
+from pipelines.inputs_table import SCHEMA, Piece, ShardLimits, Wanted, committed, source_id
 from pipelines.sources import Source, to_position
 from pipelines.table_files import BATCH_ROWS, Columns, TableFile, UnusableTable
 from pipelines.web.secrets_in_urls import SUSPECT, redact
@@ -68,10 +68,10 @@ class TableOptions:
     limits: ShardLimits
     expected_bytes: int  # of one photograph, to cut shards by before anything was fetched
 
-    @property
-    def rows_per_shard(self) -> int:
-        """Rows whose photographs are expected to fill a shard."""
-        return max(1, min(self.limits.rows, self.limits.size_bytes // self.expected_bytes))
+    def rows_per_shard(self, table: TableFile) -> int:
+        """Rows whose photographs are expected to fill a shard; of photographs in the table their mean size is known."""
+        expected_bytes = _mean_bytes(table) if table.kind == "cell" else self.expected_bytes
+        return max(1, min(self.limits.rows, self.limits.size_bytes // max(1, expected_bytes)))
 
     @cached_property
     def digest(self) -> str:
@@ -84,14 +84,14 @@ def pieces(dataset: Dataset, source: Source, name: str, options: TableOptions) -
     covered = _covered(dataset, name)
     seen = Seen()
     for key in source.tables:
-        spans = covered[to_position(key)]
+        spans = [span for span in covered[to_position(key)] if span[0] < span[1]]
         try:
             table = source.table(key, options.columns)
             yield from _table_pieces(table, name, options, seen, spans)
         except UnusableTable as error:
             if source.is_one_file:
                 raise
-            if not spans:
+            if len(spans) == len(covered[to_position(key)]):  # not told yet
                 yield _unusable(source.address, name, key, error)
 
 
@@ -125,15 +125,16 @@ def _label(name: str, key: str, first: int, stop: int) -> str:
 
 
 def _unusable(address: str, name: str, key: str, error: UnusableTable) -> Piece:
-    row = {"source_id": _ids(name, key, 0, 1)[0].as_py(), "address": address, "position": f"{to_position(key)}#0", "size_bytes": 0,
-           "kind": "url", "attempt": 0, "licence": "", "licence_url": "", "attribution": "", "source_url": "",
-           "problem": f"{error.code}: {error}"}
-    return Piece(pa.Table.from_pylist([row], schema=SCHEMA), covers={_label(name, key, 0, 1): error.code})
+    """A row for the table itself. It covers none of the table's rows, so that they are listed once the table was mended."""
+    place = to_position(key)
+    row = {"source_id": source_id(name, place), "address": address, "position": place, "size_bytes": 0, "kind": "url", "attempt": 0,
+           "licence": "", "licence_url": "", "attribution": "", "source_url": "", "problem": f"{error.code}: {error}"}
+    return Piece(pa.Table.from_pylist([row], schema=SCHEMA), covers={_label(name, key, 0, 0): error.code})
 
 
 def _table_pieces(table: TableFile, name: str, options: TableOptions, seen: Seen, spans: list[Span]) -> Iterator[Piece]:
     done = {first: (stop, digest) for first, stop, digest in spans}
-    size = options.rows_per_shard
+    size = options.rows_per_shard(table)
     at_once = size if table.kind == "record" else size * max(1, BATCH_ROWS // size)  # of records only some rows are kept
     for first, batch in _cut(_ahead(table.batches()), sorted(done.items()), size, at_once):
         urls = batch.column("url").to_pylist() if _has_addresses(table, batch) else None
@@ -227,7 +228,7 @@ def _rows(table: TableFile, name: str, first: int, batch: pa.Table, texts: list[
 
     urls = column("url")
     shown = _redacted(urls)
-    page = column("source_url")
+    page = _redacted(column("source_url"))
     said = pc.coalesce(page, shown, empty)
     is_cell = table.kind == "cell"
     data = {
@@ -235,7 +236,7 @@ def _rows(table: TableFile, name: str, first: int, batch: pa.Table, texts: list[
         "address": pa.array([table.store.url] * count, pa.string()),
         "position": pc.binary_join_element_wise(f"{place}#", pa.array(range(first, first + count), pa.int64()).cast(pa.string()), ""),
         "offset": pa.array(range(first, first + count), pa.int64()) if is_cell else pa.nulls(count, pa.int64()),
-        "size_bytes": pa.array([table.size_bytes // max(1, table.rows or 1) if is_cell else 0] * count, pa.int64()),
+        "size_bytes": pa.array([_mean_bytes(table) if is_cell else 0] * count, pa.int64()),
         "licence": pc.coalesce(column("licence"), empty),
         "licence_url": pc.coalesce(column("licence_url"), empty),
         "attribution": pc.coalesce(column("attribution"), empty),
@@ -243,13 +244,17 @@ def _rows(table: TableFile, name: str, first: int, batch: pa.Table, texts: list[
         "caption_source": column("caption"),
         "attempt": pa.array([0] * count, pa.int32()),
         "kind": pa.array(["cell" if is_cell else "url"] * count, pa.string()),
-        "url": nothing if is_cell else pc.if_else(pc.equal(urls, said), pa.scalar(None, pa.string()), urls),
+        "url": pc.if_else(pc.equal(urls, said), pa.scalar(None, pa.string()), urls),
         "problem": pa.array(_problems(batch, texts, options.wanted, seen), pa.string()),
     }
     rows = pa.table([data[field.name] for field in SCHEMA], schema=SCHEMA)
     if table.kind != "record":
         return rows
     return rows.filter(pc.not_equal(pc.fill_null(batch.column("status"), ""), "success"))
+
+
+def _mean_bytes(table: TableFile) -> int:
+    return table.size_bytes // max(1, table.rows or 1)
 
 
 def _ids(name: str, key: str, first: int, stop: int) -> pa.StringArray:

@@ -103,7 +103,8 @@ def laion_hd() -> IngestConfig:
     return IngestConfig(input="s3://sources/laion_hd_21M_deduped", output="s3://corpus/laion-hd", source_name="laion-hd",
                         columns=Columns(url="URL", caption="TEXT", width="WIDTH", height="HEIGHT"),
                         wanted=Wanted(min_short_side_px=TRAINED_SIDE_PX), expected_rows=21_800_000,
-                        web=WebOptions(in_flight=256, host_in_flight=2, host_per_s=2.0), workers=WorkerOptions(workers=0))
+                        web=WebOptions(in_flight=256, host_in_flight=2, host_per_s=2.0),
+                        workers=WorkerOptions(workers=16))  # choice: a host is asked twice a second by all of them together
 
 
 def ffhq() -> IngestConfig:

@@ -47,6 +47,12 @@ class WebOptions:
         """One worker's part of the rate that the job may reach at a host."""
         return replace(self, host_per_s=self.host_per_s / max(1, workers))
 
+    def check_shared(self, workers: int) -> None:
+        """Raise ValueError where the rate that the job may reach cannot be shared, because nobody knows how many workers there will be."""
+        if workers < 1 and self.host_per_s:
+            raise ValueError(f"web.host_per_s={self.host_per_s:g} is what the whole job may ask of a host a second, and workers.workers=0 "
+                             "leaves open how many share it: give their number, or host_per_s=0 where a host takes any rate")
+
     def check_identity(self) -> None:
         """Raise ValueError unless a server's owner can find out who asks."""
         if not self.contact:

@@ -233,11 +233,12 @@ def test_a_dry_run_writes_nothing(photos: Path, tmp_path: Path, here: list[str],
     (["--recipe", "tinny"], "did you mean 'tiny'"), (["--set", "shard.row=3"], "did you mean 'rows'"),
     (["--set", "shard.rows=0"], "at least 1"),
     (["--input", "EMPTY"], "no file with the suffix of an image"), (["--input", "/nowhere/at/all"], "not a folder"),
+    (["--output", "INSIDE"], "lies in --input"), (["--input", "EMPTY/list.jsonl"], "a table (.parquet"),
     (["--set", "sidecar=gone.csv"], "does not exist"), (["--output", "ftp://x/y"], "scheme")])
 def test_ingest_refuses_before_any_work(args: list[str], told: str, photos: Path, tmp_path: Path, here: list[str],
                                         capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
-    args = [str(tmp_path / "empty") if arg == "EMPTY" else arg for arg in args]
+    args = [arg.replace("EMPTY", str(tmp_path / "empty")).replace("INSIDE", f"{photos}/c") for arg in args]
     assert ingest.main(["--input", str(photos), "--output", str(tmp_path / "c"), *args]) == 2
     assert told in capsys.readouterr().err
     assert here == []

@@ -67,7 +67,9 @@ def test_links_and_pipes(tmp_path: Path) -> None:
     (tmp_path / "in/loop.jpg").symlink_to("loop.jpg")
     (tmp_path / "in/nowhere.jpg").symlink_to("gone.jpg")
     os.mkfifo(tmp_path / "in/pipe.jpg")
-    assert positions(tmp_path / "in") == ["a.jpg", "loop.jpg", "nowhere.jpg"]  # a folder behind a link is not entered, a pipe is no file
+    source = Source(str(tmp_path / "in"))
+    assert [item.position for item in source.items()] == ["a.jpg", "loop.jpg", "nowhere.jpg"]  # a pipe is no file
+    assert source.skipped == {"linked folder": 1}, "it is not entered, and that is told"
 
 
 def test_an_address_that_is_missing_or_a_file_is_told(tmp_path: Path) -> None:
@@ -92,6 +94,21 @@ def test_provenance_from_a_csv_in_the_folder_beside_it_or_named(tmp_path: Path) 
         list(Source(str(folder), "other.csv").items())
 
 
+def test_a_list_of_urls_is_no_sidecar_whatever_its_name(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    put(folder, "a.jpg")
+    for csv in (tmp_path / "photos.csv", folder / "photos.csv"):
+        csv.write_text("url,caption\nhttp://h/a.jpg,x\n")
+    assert [item.position for item in Source(str(folder)).items()] == ["a.jpg"]
+    for url in (tmp_path / "photos.csv", folder / "photos.csv", folder):
+        source = Source(str(url), tables_too=True, lists=True)
+        list(source.items())
+        assert source.tables == ["photos.csv"]
+    (folder / "photos.csv").write_text("name,licence\na.jpg,CC0\n")
+    with pytest.raises(ValueError, match="expected one named 'file'"):
+        positions(folder)
+
+
 def test_a_csv_that_cannot_be_used_is_told() -> None:
     with pytest.raises(ValueError, match="expected one named 'file'"):
         parse_csv(b"name,licence\na.jpg,CC0\n", "photos.csv")
@@ -104,6 +121,7 @@ def test_a_csv_that_cannot_be_used_is_told() -> None:
 def test_synonyms_and_values_that_are_no_text() -> None:
     told = provenance_of({"url": "http://x", "license": 4, "caption": None, "text": "a dog"})
     assert (told.source_url, told.licence, told.caption_source) == ("http://x", "4", "a dog")
+    assert provenance_of({"url": "http://u:p@h/a.jpg?token=abc"}).source_url == "http://h/a.jpg?token=REDACTED"
 
 
 def test_members_of_a_tar_with_what_is_said_of_them(tmp_path: Path) -> None:
@@ -135,3 +153,15 @@ def test_a_tar_that_breaks_off_or_is_none_is_an_item_itself(tmp_path: Path) -> N
     found = positions(tmp_path)
     assert found[-1] == "none.tar"
     assert "cut.tar!0.jpg" in found
+
+
+def test_a_tar_loses_no_member_unsaid(tmp_path: Path) -> None:
+    """tarfile takes a header that it cannot read for the end: what is behind it would be lost without a word."""
+    whole = tar_file(tmp_path / "a.tar", [(f"{i}.jpg", b"x" * 500) for i in range(4)]).read_bytes()
+    header = 2 * 1024
+    for name, data in (("cut", whole[:header]), ("damaged", whole[:header] + b"?" * 512 + whole[header + 512:]), ("joined", whole * 2)):
+        (tmp_path / f"{name}.tar").write_bytes(data)
+    found = list(Source(str(tmp_path)).items())
+    assert [item.position for item in found if item.problem] == ["cut.tar", "damaged.tar", "joined.tar"]
+    assert sum(not item.problem for item in found) == 4 + 2 + 2 + 4
+    assert all(item.problem.startswith("broken_tar: ") for item in found if item.problem)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,11 @@ import pytest
 
 from infra.dataset import Dataset
 from pipelines import ingest
+from pipelines.inputs_table import ShardLimits, Wanted
 from pipelines.recipes.ingest import RECIPES, IngestConfig
+from pipelines.sources import Source
+from pipelines.table_files import Columns
+from pipelines.table_shards import TableOptions, pieces
 from tests.helpers import photographs, shrunk
 from tests.unit.pipelines.conftest import here  # noqa: F401  (a fixture)
 from tests.unit.pipelines.stages.test_fetch import tar_file
@@ -135,6 +141,48 @@ def test_csv_with_short_rows_and_bytes_that_are_no_text(server: WebServer, tmp_p
     assert [row["caption_source"] for row in rows(dataset, "inputs")] == ["a, b", "short", "two\nlines", "caf\ufffd"]
 
 
+def test_tables_as_people_write_them(server: WebServer, tmp_path: Path) -> None:
+    """Semicolons, a BOM and CRLF from a spreadsheet; comments in a text; sizes that nobody knows; text that is none; fields of structs."""
+    good = [server.url(f"/good.png?people{i}") for i in range(8)]
+    folder = tmp_path / "lists"
+    folder.mkdir()
+    (folder / "a.csv").write_bytes(f"\ufeffURL;Caption\r\n\"{good[0]}\";a, b\r\n".encode())
+    (folder / "b.txt").write_text(f"# from Monday\n\n{good[1]}\n  {good[2]}\n")
+    parquet(folder / "c.parquet", url=good[3:6], width=[2000.0, float("nan"), 0.0], height=[2000, 2000, 0])
+    data = b"caf\xe9"
+    broken = pa.StringArray.from_buffers(1, pa.array([0, len(data)], pa.int32()).buffers()[1], pa.py_buffer(data))
+    parquet(folder / "d.parquet", url=[good[6]], caption=broken, license=[None])
+    run("--input", folder, "--output", tmp_path / "ds", "--set", "lists=true", "--set", "wanted.min_short_side_px=1024", *WEB)
+    dataset = Dataset(str(tmp_path / "ds"))
+    assert outcomes(dataset) == {}
+    assert [row["caption_source"] for row in rows(dataset, "inputs")] == ["a, b", *[None] * 5, "caf\ufffd"]
+    parquet(tmp_path / "e.parquet", data=[{"jpg": server.picture, "json": {"text": "deep"}}], caption=[["a", "b"]])
+    nested = ("--set", "columns.image=data.jpg", "--set", "columns.caption=data.json.text")
+    run("--input", tmp_path / "e.parquet", "--output", tmp_path / "nested", *nested)
+    assert [row["caption_source"] for row in rows(Dataset(str(tmp_path / "nested")), "inputs")] == ["deep"]
+    assert len(rows(Dataset(str(tmp_path / "nested")), "images")) == 1
+    run("--input", tmp_path / "e.parquet", "--output", tmp_path / "left", *nested[:2], "--set", "columns.caption=none")
+
+
+def test_a_gzip_that_is_damaged_and_a_column_that_stands_twice_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    packed = bytearray(gzip.compress(b"url\n" + b"".join(b"http://h/%d\n" % i for i in range(9000)), mtime=0))
+    packed[500:600] = bytes(range(100, 200))
+    (tmp_path / "damaged.csv.gz").write_bytes(packed)
+    twice = pa.Table.from_arrays([pa.array(["http://h/"])] * 2, names=["url", "url"])
+    pq.write_table(twice, tmp_path / "twice.parquet")
+    for name, told in (("damaged.csv.gz", "fetch it again"), ("twice.parquet", "several columns 'url'")):
+        run("--input", tmp_path / name, "--output", tmp_path / "ds", *WEB, expect=2)
+        assert told in capsys.readouterr().err
+
+
+def test_a_rate_is_shared_by_a_known_number(server: WebServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "list.txt").write_text(server.url("/good.png") + "\n")
+    command = ("--input", tmp_path / "list.txt", "--output", tmp_path / "ds", *WEB, "--set", "workers.workers=0")
+    run(*command, "--set", "web.host_per_s=5", expect=2)
+    assert "leaves open how many share it" in capsys.readouterr().err
+    run(*command)
+
+
 @pytest.fixture(scope="module")
 def pictures() -> list[bytes]:
     return [shrunk(path, 48) for path in photographs(5)]
@@ -152,9 +200,36 @@ def test_parquet_with_pictures_in_it(struct: bool, pictures: list[bytes], tmp_pa
     run("--input", folder, "--output", tmp_path / "ds", "--set", "shard.rows=3")
     dataset = Dataset(str(tmp_path / "ds"))
     assert [row["bytes"] for row in rows(dataset, "images")] == pictures[:2] + pictures[3:]
-    assert outcomes(dataset) == {"cut.parquet#0": ("failed", "unreadable_table"), "numbers.parquet#0": ("failed", "unknown_schema"),
-                                 "train-0.parquet#2": ("failed", "empty")}
+    broken = {"cut.parquet": ("failed", "unreadable_table"), "numbers.parquet": ("failed", "unknown_schema")}
+    assert outcomes(dataset) == {**broken, "train-0.parquet#2": ("failed", "empty")}
     assert {row["licence"] for row in rows(dataset, "images")} == {"CC0"}
+    (folder / "cut.parquet").write_bytes((folder / "train-0.parquet").read_bytes())
+    for _ in range(2):
+        run("--input", folder, "--output", tmp_path / "ds", "--set", "shard.rows=3")
+        assert outcomes(dataset) == {**broken, "train-0.parquet#2": ("failed", "empty"), "cut.parquet#2": ("failed", "empty")}
+    assert len(rows(dataset, "images")) == 8, "a table that was mended is read"
+
+
+def test_a_list_that_breaks_off_in_a_folder_gives_what_it_had(tmp_path: Path, server: WebServer) -> None:
+    folder = tmp_path / "lists"
+    folder.mkdir()
+    lines = "url,caption\n" + "".join(f"{server.url('/good.png')}?{i},{random.Random(i).random()}\n" for i in range(40_000))
+    packed = gzip.compress(lines.encode())
+    (folder / "cut.csv.gz").write_bytes(packed[:len(packed) // 2])
+    source = Source(str(folder), tables_too=True, lists=True)
+    list(source.items())
+    options = TableOptions(columns=Columns(), wanted=Wanted(), limits=ShardLimits(), expected_bytes=1 << 20)
+    found = pa.concat_tables([piece.rows for piece in pieces(Dataset(str(tmp_path / "ds")), source, "lists", options)])
+    assert found.num_rows > 10_000
+    assert [row["position"] for row in found.to_pylist() if row["problem"]] == ["cut.csv.gz"]
+    assert len(set(found["source_id"].to_pylist())) == found.num_rows
+
+
+def test_shards_of_pictures_in_parquet_are_cut_by_what_they_hold(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": [random.Random(i).randbytes(30_000) for i in range(20)]}), tmp_path / "big.parquet",
+                   compression="none")
+    run("--input", tmp_path / "big.parquet", "--output", tmp_path / "ds", "--set", "shard.size_bytes=100000")
+    assert {ref.rows for ref in Dataset(str(tmp_path / "ds")).snapshot("inputs").shards.values()} == {3, 2}
 
 
 def test_the_outputs_of_img2dataset(server: WebServer, pictures: list[bytes], tmp_path: Path) -> None:
@@ -175,6 +250,26 @@ def test_the_outputs_of_img2dataset(server: WebServer, pictures: list[bytes], tm
     assert outcomes(dataset) == {"00000.parquet#2": ("failed", "failed_upstream")}
     run("--input", folder, "--output", tmp_path / "ds", *WEB, "--set", "retry_failed=true")
     assert [row["bytes"] for row in rows(dataset, "images")][2] == server.picture, "what img2dataset failed to fetch, we ask for ourselves"
+
+
+def test_the_other_outputs_of_img2dataset(server: WebServer, pictures: list[bytes], tmp_path: Path,
+                                          capsys: pytest.CaptureFixture[str]) -> None:
+    """Written as files, what is said stands in the Parquet beside the folder; written as Parquet, a failed row has no bytes."""
+    (tmp_path / "out/00000").mkdir(parents=True)
+    (tmp_path / "out/00000/000000000.jpg").write_bytes(pictures[0])
+    (tmp_path / "out/00000/000000000.json").write_text("{}")
+    told = {"url": ["http://h/0.png", server.url("/good.png?late2")], "key": ["000000000", "000000001"], "caption": ["c0", "c1"],
+            "status": ["success", "failed_to_download"], "error_message": [None, "timed out"], "license": ["CC0", "CC0"]}
+    parquet(tmp_path / "out/00000.parquet", **told)
+    parquet(tmp_path / "out/00001.parquet", jpg=[pictures[1], None], **told)
+    command = ("--input", tmp_path / "out", "--output", tmp_path / "ds")
+    run(*command)
+    dataset = Dataset(str(tmp_path / "ds"))
+    assert [(row["caption_source"], row["licence"], row["source_url"]) for row in rows(dataset, "inputs")[:1]] == [("c0", "CC0", "http://h/0.png")]
+    run(*command, "--set", "retry_failed=true", expect=2)
+    assert "web.contact" in capsys.readouterr().err, "a retry asks the web, and nobody does without a name"
+    run(*command, *WEB, "--set", "retry_failed=true")
+    assert [row["bytes"] for row in rows(dataset, "images")] == [*pictures[:2], server.picture, server.picture]
 
 
 # recipes of public sources, on small files of the same layout
