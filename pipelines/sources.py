@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.local_store import LocalStore
-from infra.storage import NotFound, StorageError, Store
+from infra.storage import NotFound, OutsideStore, StorageError, Store
 from infra.stores import open_store
 from pipelines import ffhq
 from pipelines.provenance import Provenance, parse_csv, provenance_of
@@ -155,8 +155,11 @@ class Source:
             with store.open(key) as file:
                 members, whole = _read_headers(file)
                 told = {stem: _tell(file, parts) for stem, parts in members.items()}
-        except StorageError:
-            members, told, whole = {}, {}, False
+        except StorageError as error:
+            if not isinstance(error, NotFound | OutsideStore) and not isinstance(error.__cause__, PermissionError):
+                raise  # storage is away: nothing is said of the tar
+            yield Item(position=to_position(key), size_bytes=size_bytes)
+            return
         seen: set[str] = set()
         for stem, parts in members.items():
             yield from self._pictures(key, parts, told[stem], seen)
@@ -193,6 +196,9 @@ def to_key(position: str) -> str:
 # listing
 
 def _check_there(store: Store) -> None:
+    if any("\ud800" <= c <= "\udfff" for c in store.url):
+        raise StorageError(f"the address {os.fsencode(store.url)!r} is no Unicode text, and stands in every row: rename the folder, "
+                           "or mount it elsewhere")
     if isinstance(store, LocalStore) and not Path(store.url).is_dir():
         raise NotFound(f"{store.url} is not a folder: give --input a folder of photographs, one of them, a .tar, a table (.parquet, .csv, "
                        ".tsv, .txt, .gz of the last three), or s3://bucket/prefix")

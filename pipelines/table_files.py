@@ -316,7 +316,8 @@ def _header(store: Store, key: str) -> list[str]:
         try:
             return [name.strip() for name in next(_reader(file, key), [])]
         except BROKEN_TEXT as error:
-            raise UnusableTable("unreadable_table", f"{key} cannot be read ({_short(error)}): fetch it again, or save it as CSV in UTF-8") from error
+            raise UnusableTable("unreadable_table", f"{key} cannot be read ({_short(error)}): "
+                                                    "fetch it again, or save it as CSV in UTF-8") from error
 
 
 def _lines(file: BinaryIO, key: str, names: list[str]) -> Iterator[pa.Table]:

@@ -2,9 +2,10 @@
 
 Reasons: `vanished`, `unreadable` (permission), `outside_source` (a link that leads out of the source folder), `too_many_bytes`,
 `cut_short` (a tar that ends inside the member), `storage_error`, `unreadable_table`, those of pipelines/web/client.py for what is on the
-web, and the codes of supir_model.images.ImageError: `empty`, `not_an_image`, `too_many_pixels`, `animated`, … What the listing knew
-(`inputs.problem`): `null_url`, `failed_upstream`, `unknown_schema`, and rejected: `duplicate_url`, `licence`, `told_too_small`. Pixels are
-not decoded here: what is broken behind a good header fails in `scores`.
+web, and the codes of supir_model.images.ImageError: `empty`, `not_an_image`, `too_many_pixels`, `animated`, …
+What the listing knew (`inputs.problem`): `null_url`, `failed_upstream`, `unknown_schema`, `broken_tar`, and rejected:
+`duplicate_url`, `licence`, `told_too_small`.
+Pixels are not decoded here: what is broken behind a good header fails in `scores`.
 """
 
 from __future__ import annotations

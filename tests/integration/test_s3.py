@@ -39,6 +39,8 @@ def test_what_is_put_is_read_listed_and_deleted(s3: str) -> None:
     assert [(entry.key, entry.size_bytes) for entry in store.list("b")] == [("b/1.bin", 7), ("b/2.bin", 7)]
     assert [entry.key for entry in store.child("b").list()] == ["1.bin", "2.bin"]
     assert [entry.key for entry in open_store(s3).list("ds/b")] == ["ds/b/1.bin", "ds/b/2.bin"]
+    store.put("odd/na\u00efve +%20&=#1.bin", b"")
+    assert [entry.key for entry in store.list("odd")] == ["odd/na\u00efve +%20&=#1.bin"]
     with store.open("a.bin") as file:
         file.seek(2)
         assert file.read() == b"bin"
@@ -225,9 +227,16 @@ def test_a_bucket_name_that_cannot_be_is_told_quickly(s3: str, bucket: str) -> N
     assert time.monotonic() - start < QUICK_S
 
 
-def test_writers_outlast_a_server_that_is_killed_and_started_again(s3: str, s3_server: S3Server) -> None:
-    """Writes go on through the kill: each returns once it is done, and everything that was acknowledged is there afterwards."""
+def test_writers_and_readers_outlast_a_server_that_is_killed_and_started_again(s3: str, s3_server: S3Server) -> None:
+    """Writes go on through the kill: each returns once it is done, and everything that was acknowledged is there afterwards.
+
+    So does a read from an object that was opened before.
+    """
     store = open_store(f"{s3}/kill")
+    table = bytes(range(256)) * (1 << 16)  # 16 MiB: more than is read ahead
+    store.put("table", table)
+    opened = store.open("table")
+    assert opened.read(100) == table[:100]
     written: list[str] = []
     created: list[str] = []
     stop = threading.Event()
@@ -243,12 +252,13 @@ def test_writers_outlast_a_server_that_is_killed_and_started_again(s3: str, s3_s
             i += 1
             time.sleep(0.02)
 
-    with ThreadPoolExecutor(3) as pool:
+    with ThreadPoolExecutor(4) as pool:
         writers = [pool.submit(write, worker) for worker in range(3)]
         try:
             wait_until(lambda: len(created) > 10, "writers")
             s3_server.kill()
             before = len(created)
+            rest = pool.submit(opened.read)
             s3_server.start()
             wait_until(lambda: len(created) > before + 10, "writers after the restart")
         finally:
@@ -257,6 +267,7 @@ def test_writers_outlast_a_server_that_is_killed_and_started_again(s3: str, s3_s
                 s3_server.start()
         for writer in writers:
             writer.result()
+        assert rest.result() == table[100:]
     for key in written:
         assert store.read(f"data/{key}") == key.encode() * 5000
     for key in created:
