@@ -8,9 +8,8 @@ Retries: a source whose fetch failed may be asked for again (`retry_failed`). It
 `attempt`; **the outcome in the last shard that holds a source_id is the one that counts**. Only failed sources are repeated, so the
 images table still holds each source once.
 
-Of files and tars the driver keeps the ids that it knows in memory: about 100 bytes a source, 2 GB for 20 million; of a prefix on S3 it sorts the
-keys: 270 bytes an object. Of tables it keeps 8
-bytes a row (pipelines/table_shards.py).
+Of files and tars the driver keeps the ids that it knows in memory: about 100 bytes a source, 2 GB for 20 million; of a prefix on S3
+it sorts the keys: 270 bytes an object. Of tables it keeps 8 bytes a row (pipelines/table_shards.py).
 """
 
 from __future__ import annotations

@@ -74,6 +74,8 @@ class Server:
             return self.send(writer, self.picture, **plain[name])
         if name == "/gzip.png":
             return self.send(writer, gzip.compress(self.picture), Content_Encoding="gzip")
+        if name == "/half_gzip.png":
+            return self.send(writer, gzip.compress(self.picture)[:-200], Content_Encoding="gzip")
         if name == "/bomb.png":
             return self.send(writer, self.bomb, Content_Encoding="gzip")
         if name == "/brotli.png":

@@ -48,7 +48,7 @@ async def read(response: Any, max_bytes: int, check: Any = None, cut: bool = Fal
 
 
 async def _read(response: Any, max_bytes: int, check: Any, cut: bool, rooms: list[Room]) -> bytes:
-    unpack = _unpacker(response.headers.get("Content-Encoding", "").strip().lower())
+    unpack, is_whole = _unpacker(response.headers.get("Content-Encoding", "").strip().lower())
     chunks: list[bytes] = []
     total = 0
     async for packed in response.content.iter_any():
@@ -58,7 +58,7 @@ async def _read(response: Any, max_bytes: int, check: Any, cut: bool, rooms: lis
         for room in reversed(rooms):
             room.take(len(chunk))
         if total > max_bytes and cut:
-            break
+            return b"".join(chunks)
         if total > max_bytes:
             raise too_many(f"more than {max_bytes}", max_bytes)
         if check is not None and total >= HEAD_BYTES:
@@ -67,13 +67,18 @@ async def _read(response: Any, max_bytes: int, check: Any, cut: bool, rooms: lis
     data = b"".join(chunks)
     if check is not None:
         check(data)
+    if chunks and not is_whole():
+        raise Refused("truncated", "the compressed body ends before its end mark", transient=True)
     return data
 
 
 def _unpacker(encoding: str) -> Any:
-    """(compressed bytes, most that may come out) -> bytes. We ask for `identity`; servers that compress all the same are read."""
+    """((compressed bytes, most that may come out) -> bytes, whether that was all of it).
+
+    We ask for `identity`; servers that compress all the same are read.
+    """
     if encoding in ("", "identity"):
-        return lambda packed, _: packed
+        return lambda packed, _: packed, lambda: True
     if encoding not in ENCODINGS:
         raise Refused("content_encoding", f"Content-Encoding {encoding[:30]!r} was not asked for and is not read")
     machine = zlib.decompressobj(zlib.MAX_WBITS | 32)
@@ -84,7 +89,7 @@ def _unpacker(encoding: str) -> Any:
         except zlib.error as error:
             raise Refused("truncated", f"the {encoding} body is broken ({error})", transient=True) from error
 
-    return unpack
+    return unpack, lambda: machine.eof
 
 
 def check_head(head: bytes) -> None:

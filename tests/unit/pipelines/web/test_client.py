@@ -27,6 +27,7 @@ EXPECTED = {
     "/disallowed/a.png": "robots", "/noai.png": "noai", "/noai_us.png": "noai", "/tdm.png": "tdm_reserved",
     "/bomb.png": "too_many_bytes", "/lying.png": "too_many_bytes", "/huge.png": "too_many_bytes", "/endless.html": "not_an_image",
     "/page.html": "not_an_image", "/empty.png": "empty", "/brotli.png": "content_encoding", "/truncated.png": "truncated",
+    "/half_gzip.png": "truncated",
     "/slow.png": "timeout", "/silent.png": "timeout", "/hangup.png": "connect", "/garbage.png": "bad_answer", "/404.png": "http_404",
     "/500.png": "http_500", "/later.png": "http_429",
 }
