@@ -7,6 +7,7 @@ only the rows that it failed to fetch are new). Which one is told by the columns
 
 from __future__ import annotations
 
+import codecs
 import csv
 import difflib
 import gzip
@@ -43,6 +44,7 @@ USUAL = {  # our column -> what others call it, compared without regard to case;
 RECORD = ("key", "status", "error_message")  # columns by which img2dataset's own tables are known
 NO_COLUMN = "none"
 DELIMITERS = ",;\t|"
+FIELD_CHARS = 1 << 20  # choice: longer than any caption, shorter than what a quote that is never closed swallows
 BROKEN_TEXT = (csv.Error, OSError, EOFError, zlib.error)
 
 
@@ -298,10 +300,17 @@ def _parquet(file: BinaryIO, names: list[str], key: str) -> Iterator[pa.Table]:
 
 def _reader(file: BinaryIO, key: str) -> Any:
     """Rows of text. Between them stands what stands most often in the header: spreadsheets of half the world write semicolons."""
-    text = io.TextIOWrapper(file, "utf-8-sig", errors="replace", newline="")
+    csv.field_size_limit(FIELD_CHARS)
+    text = _decoded(file, newline="")
     first = text.readline()
     delimiter = "\t" if ".tsv" in key.lower() else max(DELIMITERS, key=first.count)  # a comma where none does
     return csv.reader(itertools.chain([first] if first else [], text), delimiter=delimiter)
+
+
+def _decoded(file: BinaryIO, newline: str | None = None) -> io.TextIOWrapper:
+    """As text: UTF-8, or UTF-16 where its mark stands in front, as spreadsheets save `Unicode text`."""
+    marked = cast(io.BufferedReader, file).peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    return io.TextIOWrapper(file, "utf-16" if marked else "utf-8-sig", errors="replace", newline=newline)
 
 
 def _is_list(key: str) -> bool:
@@ -325,15 +334,15 @@ def _lines(file: BinaryIO, key: str, names: list[str]) -> Iterator[pa.Table]:
     text, where nothing else says what a line is, one that begins with `#`.
     """
     rows: list[list[str]] = []
-    if _is_list(key):
-        stripped = (line.strip() for line in io.TextIOWrapper(file, "utf-8-sig", errors="replace"))
-        lines: Any = ([line] for line in stripped if line and not line.startswith("#"))
-        places = [0]
-    else:
-        lines = _reader(file, key)
-        header = [name.strip() for name in next(lines, [])]
-        places = [header.index(name) for name in names]
+    lines: Any = None
     try:
+        if _is_list(key):
+            stripped = (line.strip() for line in _decoded(file))
+            lines, places = ([line] for line in stripped if line and not line.startswith("#")), [0]
+        else:
+            lines = _reader(file, key)
+            header = [name.strip() for name in next(lines, [])]
+            places = [header.index(name) for name in names]
         for row in lines:
             if row:
                 rows.append(row)

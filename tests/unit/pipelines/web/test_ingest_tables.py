@@ -147,6 +147,7 @@ def test_tables_as_people_write_them(server: WebServer, tmp_path: Path) -> None:
     folder = tmp_path / "lists"
     folder.mkdir()
     (folder / "a.csv").write_bytes(f"\ufeffURL;Caption\r\n\"{good[0]}\";a, b\r\n".encode())
+    (folder / "aa.tsv").write_text(f"url\tcaption\n{good[7]}\t{'long ' * 40_000}\n", encoding="utf-16")
     (folder / "b.txt").write_text(f"# from Monday\n\n{good[1]}\n  {good[2]}\n")
     parquet(folder / "c.parquet", url=good[3:6], width=[2000.0, float("nan"), 0.0], height=[2000, 2000, 0])
     data = b"caf\xe9"
@@ -155,7 +156,7 @@ def test_tables_as_people_write_them(server: WebServer, tmp_path: Path) -> None:
     run("--input", folder, "--output", tmp_path / "ds", "--set", "lists=true", "--set", "wanted.min_short_side_px=1024", *WEB)
     dataset = Dataset(str(tmp_path / "ds"))
     assert outcomes(dataset) == {}
-    assert [row["caption_source"] for row in rows(dataset, "inputs")] == ["a, b", *[None] * 5, "caf\ufffd"]
+    assert [row["caption_source"] for row in rows(dataset, "inputs")] == ["a, b", "long " * 40_000, *[None] * 5, "caf\ufffd"]
     parquet(tmp_path / "e.parquet", data=[{"jpg": server.picture, "json": {"text": "deep"}}], caption=[["a", "b"]])
     nested = ("--set", "columns.image=data.jpg", "--set", "columns.caption=data.json.text")
     run("--input", tmp_path / "e.parquet", "--output", tmp_path / "nested", *nested)
