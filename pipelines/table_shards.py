@@ -136,7 +136,9 @@ def _table_pieces(table: TableFile, name: str, options: TableOptions, seen: Seen
     done = {first: (stop, digest) for first, stop, digest in spans}
     size = options.rows_per_shard(table)
     at_once = size if table.kind == "record" else size * max(1, BATCH_ROWS // size)  # of records only some rows are kept
+    found = 0
     for first, batch in _cut(_ahead(table.batches()), sorted(done.items()), size, at_once):
+        found = first + batch.num_rows
         urls = batch.column("url").to_pylist() if _has_addresses(table, batch) else None
         if first in done:
             _check_unchanged(table, done[first], (first + batch.num_rows, _digest(table, urls, options)), first)
@@ -148,7 +150,7 @@ def _table_pieces(table: TableFile, name: str, options: TableOptions, seen: Seen
             covers = {_label(name, table.key, first + start, first + stop): _digest(table, urls and urls[start:stop], options)}
             yield Piece(rows.slice(start, size), covers=covers, digest=digest)
     if spans and table.kind != "record":
-        _check_not_shorter(table, spans[-1][1])
+        _check_not_shorter(table, found, spans[-1][1])
 
 
 def _check_unchanged(table: TableFile, before: tuple[int, str], now: tuple[int, str], first: int) -> None:
@@ -158,9 +160,9 @@ def _check_unchanged(table: TableFile, before: tuple[int, str], now: tuple[int, 
                          "another --output (or source_name)")
 
 
-def _check_not_shorter(table: TableFile, listed: int) -> None:
-    if table.rows is not None and table.rows < listed:
-        raise ValueError(f"{table.key} has {table.rows} rows, {listed} were listed before: restore it, or take another --output")
+def _check_not_shorter(table: TableFile, found: int, listed: int) -> None:
+    if found < listed:
+        raise ValueError(f"{table.key} has {found} rows, {listed} were listed before: restore it, or take another --output")
 
 
 def _cut(batches: Iterator[pa.Table], done: list[tuple[int, tuple[int, str]]], rows: int,

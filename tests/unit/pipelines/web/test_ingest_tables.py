@@ -72,7 +72,8 @@ def test_a_table_of_urls_with_everything_that_is_wrong_in_it(server: WebServer, 
     assert not any("verysecret" in str(one) for name in ("images",) for one in rows(dataset, name))
 
 
-def test_a_retry_asks_again_for_what_may_have_come(server: WebServer, tmp_path: Path, here: list[str]) -> None:  # noqa: F811
+def test_a_retry_asks_again_for_what_may_have_come(server: WebServer, tmp_path: Path, here: list[str],  # noqa: F811
+                                                   capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "list.txt").write_text(f"{server.url('/appears.png')}\n\n{server.url('/disallowed/z.png')}\n{server.url('/good.png')}\n")
     command = ("--input", tmp_path / "list.txt", "--output", tmp_path / "ds", *WEB)
     run(*command)
@@ -85,8 +86,11 @@ def test_a_retry_asks_again_for_what_may_have_come(server: WebServer, tmp_path: 
     assert here == ["fetch 00001"]
     assert [row["attempt"] for row in rows(dataset, "inputs")] == [0, 0, 0, 1]
     assert len(rows(dataset, "images")) == 2
-    with (tmp_path / "list.txt").open("a") as file:
-        file.write(server.url("/good.png?more") + "\n")
+    whole = (tmp_path / "list.txt").read_text()
+    (tmp_path / "list.txt").write_text("")
+    run(*command, expect=2)
+    assert "list.txt has 0 rows, 3 were listed before" in capsys.readouterr().err
+    (tmp_path / "list.txt").write_text(whole + server.url("/good.png?more") + "\n")
     run(*command)
     assert [row["position"] for row in rows(dataset, "inputs")][4:] == ["list.txt#3"], "what was appended is new, and it alone"
 
