@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.table_files import delimiter_of
 from pipelines.web.secrets_in_urls import redact
 
 SYNONYMS = {  # our column -> what others call it
@@ -46,7 +47,8 @@ def provenance_of(record: dict[str, Any]) -> Provenance:
 def parse_csv(data: bytes, name: str) -> dict[str, Provenance]:
     """File -> provenance. Raises ValueError unless there is a column `file` and the text is UTF-8."""
     try:
-        rows = csv.DictReader(io.StringIO(data.decode("utf-8-sig")))
+        text = data.decode("utf-8-sig")
+        rows = csv.DictReader(io.StringIO(text), delimiter=delimiter_of(text.split("\n", 1)[0]))
         table = [{key: value for key, value in row.items() if isinstance(key, str)} for row in rows]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{name} is not a CSV file in UTF-8 ({error}): save it again as UTF-8") from error

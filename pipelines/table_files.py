@@ -299,12 +299,17 @@ def _parquet(file: BinaryIO, names: list[str], key: str) -> Iterator[pa.Table]:
 
 
 def _reader(file: BinaryIO, key: str) -> Any:
-    """Rows of text. Between them stands what stands most often in the header: spreadsheets of half the world write semicolons."""
+    """Rows of text."""
     csv.field_size_limit(FIELD_CHARS)
     text = _decoded(file, newline="")
     first = text.readline()
-    delimiter = "\t" if ".tsv" in key.lower() else max(DELIMITERS, key=first.count)  # a comma where none does
+    delimiter = "\t" if ".tsv" in key.lower() else delimiter_of(first)
     return csv.reader(itertools.chain([first] if first else [], text), delimiter=delimiter)
+
+
+def delimiter_of(header: str) -> str:
+    """What stands most often in the header of a CSV, a comma where nothing does: spreadsheets of half the world write semicolons."""
+    return max(DELIMITERS, key=header.count)
 
 
 def _decoded(file: BinaryIO, newline: str | None = None) -> io.TextIOWrapper:

@@ -115,6 +115,7 @@ def test_a_csv_that_cannot_be_used_is_told() -> None:
     with pytest.raises(ValueError, match="UTF-8"):
         parse_csv(b"file,author\na.jpg,Ren\xe9\n", "photos.csv")
     assert parse_csv(b"", "photos.csv") == {}
+    assert parse_csv(b"\xef\xbb\xbffile;licence;author\r\na.jpg;CC0;A, B\r\n", "photos.csv")["a.jpg"].attribution == "A, B"
     assert parse_csv(b"file,licence\na.jpg\nb.jpg,CC0,too,many\n", "photos.csv")["b.jpg"].licence == "CC0"
 
 
