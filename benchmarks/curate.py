@@ -96,15 +96,15 @@ def seconds(function: Callable[[], object]) -> float:
 def parts(data: list[bytes]) -> dict[str, Callable[[], object]]:
     """Each measure on all photographs, with what it needs made before."""
     from pipelines.stages.hashes import measure_hashes
-    from pipelines.stages.measures import composition, compression, detail, edges, exposure, spectrum, text, tiles
+    from pipelines.stages.measures import composition, compression, detail, edges, exposure, rows, spectrum, text, tiles
     from supir_model.images import decode
 
     decoded = [decode(one) for one in data]
     rgb, tables = [one.rgb_HWC for one in decoded], [one.info.luminance_table for one in decoded]
     grey = [tiles.luma(one) for one in rgb]
     small = [tiles.halved(one, tiles.SMALL_PX) for one in grey]
-    steps, halves = [tiles.steps(one) for one in grey], [tiles.upper_halves(one) for one in grey]
-    laplacian = [detail.laplacian_tiles(one) for one in halves]
+    steps, some = [tiles.steps(one) for one in grey], [rows.some_rows(one) for one in grey]
+    laplacian = [detail.laplacian_tiles(one) for one in some]
 
     def light(rgb_HWC: Any, grey_HW: Any) -> None:
         levels, colours = exposure.levels(grey_HW), exposure.some_colours(rgb_HWC)
@@ -116,9 +116,9 @@ def parts(data: list[bytes]) -> dict[str, Callable[[], object]]:
 
     return {
         "decode": each(decode, data), "luma": each(tiles.luma, rgb), "steps": each(tiles.steps, grey),
-        "halves of tiles": each(tiles.upper_halves, grey),
-        "sharpness": each(lambda h: detail.sharpness(detail.laplacian_tiles(h)), halves), "flatness": each(detail.flatness, halves),
-        "noise": each(detail.noise, halves), "overshoot": each(edges.overshoot, grey),
+        "rows of tiles": each(rows.some_rows, grey),
+        "sharpness": each(lambda h: detail.sharpness(detail.laplacian_tiles(h)), some), "flatness": each(detail.flatness, some),
+        "noise": each(detail.noise, some), "overshoot": each(edges.overshoot, grey),
         "cutoff": each(lambda g, tile: spectrum.cutoff(g, tile, 1.0), grey, laplacian), "blockiness": each(compression.blockiness, steps),
         "jpeg_quality": each(compression.jpeg_quality, tables), "exposure, colour": each(light, rgb, grey),
         "border_px": each(composition.border_px, grey), "seam": each(composition.seam, steps), "repeats": each(composition.repeats, steps),

@@ -78,13 +78,9 @@ def review(pairs: list[Pair]) -> Review:
 
 
 def _measured(rgb_HWC: NDArray[Any]) -> dict[str, float]:
-    from pipelines.stages.measures import detail, spectrum, tiles
+    from pipelines.stages.measures import of_tiles, tiles
 
-    grey_HW = tiles.luma(rgb_HWC)
-    halves = tiles.upper_halves(grey_HW)
-    laplacian = detail.laplacian_tiles(halves)
-    return {"sharpness": detail.sharpness(laplacian), "flatness": detail.flatness(halves),
-            "cutoff": spectrum.cutoff(grey_HW, laplacian, detail.noise(halves))}
+    return of_tiles(tiles.luma(rgb_HWC))
 
 
 def sheet(pairs: list[Pair]) -> NDArray[Any]:

@@ -40,7 +40,7 @@ class Scores(TravelsAsFields):
     threads: int = field(default=1, metadata={"result": False})
     batch_rows: int = field(default=32, metadata={"result": False})
     name: str = "scores"
-    version: int = 4
+    version: int = 5
     table: str = "scores"
     row_id: str = "source_id"
     keeps_rejected: bool = False

@@ -7,23 +7,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.stages.measures.tiles import column_sums, percentile, rounded, side_by_side, tile_means, tile_variances
+from pipelines.stages.measures.rows import Rows, first_difference, second_difference, smoothed
+from pipelines.stages.measures.tiles import column_sums, percentile, rounded, tile_means, tile_variances
 
 SHARPNESS_PERCENTILE = 75  # choice: a portrait before a soft background is sharp where it matters
 FLAT_VARIANCE = 10.0  # measured: gradients of clear skies, plain walls and black lie below, of blurred things still above
-NOISE_TILE_PX = 32  # choice: small enough that most photographs hold some without texture; the first row of them in each of tiles
+NOISE_TILE_PX = 32  # choice: narrow enough that most photographs hold some without texture; as high as the rows of a tile
 NOISE_PERCENTILE = 10  # choice: those tiles
-NOISE_KERNEL = np.array([1, -2, 1], np.float32)  # Immerkaer 1996, eq. 2: its outer product with itself
 NOISE_SCALE = np.sqrt(np.pi / 2) / 6  # Immerkaer 1996, eq. 4: from the mean magnitude to a standard deviation
 EXPOSED = (12, 243)  # choice: in tiles that are darker or brighter on average noise is cut off
-Halves = list[NDArray[Any]]  # tiles.upper_halves
+Groups = list[Rows]  # rows.some_rows
 
 
-def laplacian_tiles(halves: Halves) -> NDArray[Any]:
-    """Variance of the Laplacian in the upper half of each tile, float64 (rows, columns)."""
-    import cv2
-
-    return tile_variances((cv2.Laplacian(side_by_side(group), cv2.CV_16S, ksize=1)[1:-1], group.shape[1]) for group in halves)
+def laplacian_tiles(groups: Groups) -> NDArray[Any]:
+    """Variance of the Laplacian in the rows of each tile, float64 (rows of tiles, columns)."""
+    return tile_variances((second_difference(rows.here_RX) + rows.curve_RX, rows.tiles) for rows in groups)
 
 
 def sharpness(laplacian: NDArray[Any]) -> float:
@@ -31,36 +29,29 @@ def sharpness(laplacian: NDArray[Any]) -> float:
     return rounded(percentile(laplacian, SHARPNESS_PERCENTILE))
 
 
-def flatness(halves: Halves) -> float:
-    """The share of tiles (0..1) in whose upper half the Sobel gradient's magnitude hardly varies: sky, walls, blur, black. Every fourth
-    row of it."""
-    return rounded(np.mean(tile_variances((_magnitude(side_by_side(group)), group.shape[1]) for group in halves) < FLAT_VARIANCE))
+def flatness(groups: Groups) -> float:
+    """The share of tiles (0..1) in which the magnitude of Sobel's gradient hardly varies, in every second of their rows: sky, walls, blur,
+    black."""
+    return rounded(np.mean(tile_variances((_magnitude(rows), rows.tiles) for rows in groups) < FLAT_VARIANCE))
 
 
-def _magnitude(rows_RX: NDArray[Any]) -> NDArray[Any]:
-    """float32: of the Sobel gradient in every fourth row, the first and the last left out."""
+def _magnitude(rows: Rows) -> NDArray[Any]:
+    """float32: of the Sobel gradient."""
     import cv2
 
-    threes = np.arange(0, len(rows_RX) - 2, 4)[:, None] + np.arange(3)  # each with the row above and the row below
-    gradients = cv2.spatialGradient(rows_RX.take(threes.ravel(), axis=0))  # both Sobels in one pass, int16
-    return np.asarray(cv2.magnitude(*(one_RX[1::3].astype(np.float32) for one_RX in gradients)))
+    across_RX, down_RX = first_difference(rows.smooth_RX[::2]), smoothed(rows.slope_RX[::2])
+    return np.asarray(cv2.magnitude(across_RX.astype(np.float32), down_RX.astype(np.float32)))
 
 
-def noise(halves: Halves) -> float:
+def noise(groups: Groups) -> float:
     """Standard deviation of white noise in grey levels, from the tiles with the least texture (Immerkaer 1996, by tile).
 
     0 where nothing is exposed. Strong compression wipes noise out of flat tiles; a picture that is texture all over (grass, gravel)
     reads as noise.
     """
-    import cv2
-
-    high, level, rows = [], [], 1
-    for group in halves:
-        some_RX, tiles = side_by_side(group)[:NOISE_TILE_PX + 2], group.shape[1]
-        rows = len(some_RX) - 2
-        filtered_RX = cv2.convertScaleAbs(cv2.sepFilter2D(some_RX, cv2.CV_16S, NOISE_KERNEL, NOISE_KERNEL))
-        high.append(column_sums(filtered_RX[1:-1], tiles))
-        level.append(column_sums(some_RX[1:-1], tiles))
+    rows = len(groups[0].here_RX)
+    level = [column_sums(group.here_RX, group.tiles) for group in groups]
+    high = [column_sums(np.abs(second_difference(group.curve_RX)), group.tiles) for group in groups]  # Immerkaer 1996, eq. 2
     brightness = tile_means(level, rows, NOISE_TILE_PX)
     exposed = (brightness > EXPOSED[0]) & (brightness < EXPOSED[1])
     if not exposed.any():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ LINES = 48  # choice: rows, and columns, that are searched
 STEP = 24  # choice: grey levels over two pixels
 CONTRAST = 40  # choice: grey levels from plateau to plateau
 REACH_PX = 8  # choice: halos of sharpening reach 1 to 4 px, the plateaus are read at 5 to 8
+APART_PX = 6  # choice: of edges nearer to each other the steeper one counts
 LEAST, MOST = 20, 500  # choice: fewer edges tell nothing, more (in each direction) cost time
 
 
@@ -25,36 +27,59 @@ def overshoot(grey_HW: NDArray[Any]) -> float | None:
     import cv2
 
     height, width = (max(side // LINES, 1) for side in grey_HW.shape)
-    rows_NW, columns_NW = grey_HW[height // 2::height], cv2.transpose(grey_HW[:, width // 2::width])
-    profiles = np.concatenate([_profiles(rows_NW), _profiles(columns_NW)], axis=1)
-    low, high = _median_of_four(profiles[:4]), _median_of_four(profiles[-4:])
+    both = grey_HW[height // 2::height], cv2.transpose(grey_HW[:, width // 2::width])
+    profiles = _profiles([lines_NW for lines_NW in both if lines_NW.size and lines_NW.shape[1] > 2 * REACH_PX + 2])
+    low, high = _twice_the_median(profiles[:4]), _twice_the_median(profiles[-4:])
     contrast = high - low
-    steep = contrast >= CONTRAST
+    steep = contrast >= 2 * CONTRAST
     if np.count_nonzero(steep) < LEAST:
         return None
-    over = profiles[REACH_PX + 1:REACH_PX + 5].max(axis=0) - high
-    under = low - profiles[REACH_PX - 4:REACH_PX].min(axis=0)
-    return rounded(np.mean(np.clip((over + under)[steep] / (2 * contrast[steep]), -0.5, 1.0), dtype=np.float64))
+    over = 2 * profiles[REACH_PX + 1:REACH_PX + 5].max(axis=0) - high
+    under = low - 2 * profiles[REACH_PX - 4:REACH_PX].min(axis=0)
+    shares = (over + under)[steep].astype(np.float32) / (2 * contrast[steep])
+    return rounded(np.mean(np.clip(shares, -0.5, 1.0), dtype=np.float64))
 
 
-def _profiles(lines_NW: NDArray[Any]) -> NDArray[Any]:
-    """float32 (2 * REACH_PX + 1, edges): the pixels around the steepest places of lines, turned so that all of them rise."""
+def _profiles(lines: list[NDArray[Any]]) -> NDArray[Any]:
+    """int16 (2 * REACH_PX + 1, edges): the pixels around the steepest places of lines (each N x W), turned so that all of them rise."""
     import cv2
 
-    none = np.zeros((2 * REACH_PX + 1, 0), np.float32)
-    if len(lines_NW) == 0 or lines_NW.shape[1] <= 2 * REACH_PX + 2:
-        return none
-    step_NW = cv2.absdiff(lines_NW[:, 2:], lines_NW[:, :-2])  # column x: about the pixel x + 1
-    steepest_NW = cv2.compare(step_NW, cv2.dilate(step_NW, np.ones((1, 2 * REACH_PX - 3), np.uint8)), cv2.CMP_GE)
-    found_NW = cv2.bitwise_and(steepest_NW, cv2.threshold(step_NW, STEP - 1, 1, cv2.THRESH_BINARY)[1])
-    found_NW[:, :REACH_PX - 1] = found_NW[:, found_NW.shape[1] + 1 - REACH_PX:] = 0  # too near to a side
-    line, x = np.divmod(np.flatnonzero(found_NW.view(np.bool_)), found_NW.shape[1])
-    thinned = slice(None, None, max(-(-len(x) // MOST), 1))
-    at = line[thinned] * lines_NW.shape[1] + x[thinned] + 1
-    profiles = lines_NW.ravel().take(at + np.arange(-REACH_PX, REACH_PX + 1)[:, None]).astype(np.float32)
-    profiles *= np.where(profiles[REACH_PX + 1] < profiles[REACH_PX - 1], np.float32(-1), np.float32(1))
+    size = 2 * REACH_PX + 1
+    if not lines:
+        return np.zeros((size, 0), np.int16)
+    line = np.concatenate([lines_NW.ravel() for lines_NW in lines])  # measured: one call of each filter for all of them
+    step = cv2.absdiff(line[None, 2:], line[None, :-2]).ravel()  # at x: about the pixel x + 1
+    found = np.zeros(len(line), np.bool_)
+    np.equal(step[APART_PX:-APART_PX], _largest(step), out=found[APART_PX + 1:-APART_PX - 1])
+    found[1:-1] &= step >= STEP
+    at = np.concatenate(list(_thinned(found, lines)))
+    windows = np.ndarray(len(line) - size + 1, f"V{size}", line.data, strides=(1,))  # overlapping ones, copied as wholes
+    profiles = windows[at - REACH_PX].view(np.uint8).reshape(-1, size).T.astype(np.int16, order="C")
+    profiles *= np.where(profiles[REACH_PX + 1] < profiles[REACH_PX - 1], np.int16(-1), np.int16(1))
     return profiles
 
 
-def _median_of_four(values_4N: NDArray[Any]) -> NDArray[Any]:
-    return np.asarray(values_4N.sum(axis=0) - values_4N.min(axis=0) - values_4N.max(axis=0)) / 2
+def _largest(step: NDArray[Any]) -> NDArray[Any]:
+    """At each place the largest within APART_PX; those nearer to an end are left out."""
+    two = np.maximum(step[1:], step[:-1])  # measured: by doubling in a sixth of the time of cv2.dilate
+    four = np.maximum(two[2:], two[:-2])
+    eight = np.maximum(four[4:], four[:-4])
+    rest = 2 * APART_PX + 1 - 8
+    return np.asarray(np.maximum(eight[rest:], eight[:-rest]))
+
+
+def _thinned(found: NDArray[Any], lines: list[NDArray[Any]]) -> Iterator[NDArray[Any]]:
+    """Of the places found, for each direction at most MOST that are not too near to a line's ends."""
+    first = 0
+    for lines_NW in lines:
+        some_NW = found[first:first + lines_NW.size].reshape(lines_NW.shape)
+        some_NW[:, :REACH_PX] = some_NW[:, -REACH_PX:] = False
+        places = np.flatnonzero(some_NW)
+        yield places[::max(-(-len(places) // MOST), 1)] + first
+        first += lines_NW.size
+
+
+def _twice_the_median(values_4N: NDArray[Any]) -> NDArray[Any]:
+    one, two, three, four = values_4N
+    lower, upper = np.minimum(one, two), np.maximum(one, two)
+    return np.asarray(np.maximum(lower, np.minimum(three, four)) + np.minimum(upper, np.maximum(three, four)))

@@ -39,17 +39,17 @@ def entropy(shares: NDArray[Any]) -> float:
     return rounded(max(-float((some * np.log2(some)).sum()), 0.0))
 
 
-def some_colours(rgb_HWC: NDArray[Any]) -> NDArray[Any]:
-    """Every eighth pixel of every eighth row."""
-    pixels_HW = rgb_HWC.view("V3")[::PIXELS, ::PIXELS]  # measured: copied as wholes in half of the time
-    return np.ascontiguousarray(pixels_HW).view(np.uint8)
+def some_colours(rgb_HWC: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+    """Red, green and blue of every eighth pixel of every eighth row, a plane each."""
+    some_HWC = rgb_HWC[::PIXELS, ::PIXELS]
+    return tuple(np.ascontiguousarray(some_HWC[..., channel]) for channel in range(3))  # measured: whole pixels take twice as long
 
 
-def colourfulness(some_HWC: NDArray[Any]) -> float:
+def colourfulness(planes: tuple[NDArray[Any], ...]) -> float:
     """Hasler and Suesstrunk 2003, M3: 0 for grey, 15 slightly, 45 quite, 100 extremely colourful."""
     import cv2
 
-    red_HW, green_HW, blue_HW = cv2.split(some_HWC)
+    red_HW, green_HW, blue_HW = planes
     red_green_HW = cv2.subtract(red_HW, green_HW, dtype=cv2.CV_16S)  # eq. 3
     yellow_HW = cv2.add(red_HW, green_HW, dtype=cv2.CV_16S)
     yellow_blue_HW = cv2.subtract(yellow_HW, cv2.add(blue_HW, blue_HW, dtype=cv2.CV_16S))  # twice eq. 4: whole numbers
@@ -57,8 +57,8 @@ def colourfulness(some_HWC: NDArray[Any]) -> float:
     return rounded(np.hypot(*deviation) + 0.3 * np.hypot(*mean))
 
 
-def saturation(some_HWC: NDArray[Any]) -> float:
+def saturation(planes: tuple[NDArray[Any], ...]) -> float:
     """Mean saturation (0..1) of the HSV model."""
     import cv2
 
-    return rounded(cv2.mean(cv2.cvtColor(some_HWC, cv2.COLOR_RGB2HSV))[1] / 255)
+    return rounded(cv2.mean(cv2.cvtColor(cv2.merge(planes), cv2.COLOR_RGB2HSV))[1] / 255)

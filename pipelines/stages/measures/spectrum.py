@@ -23,24 +23,28 @@ def cutoff(grey_HW: NDArray[Any], laplacian: NDArray[Any], sigma: float) -> floa
     `laplacian`: detail.laplacian_tiles, which choose the tiles; `sigma`: detail.noise, whose power is taken off. A photograph at its
     native resolution reaches 0.8 to 1, one that was enlarged twice about 0.5, four times 0.3; blur lowers it too. 0 for no detail.
     """
-    height, width = grey_HW.shape
-    tall, wide = min(height, TILE_PX), min(width, TILE_PX)
+    tall, wide = (min(side, TILE_PX) for side in grey_HW.shape)
     best = np.argsort(-laplacian.ravel(), kind="stable")[:TILES]
-    corners = [(tall * (int(i) // laplacian.shape[1]), wide * (int(i) % laplacian.shape[1])) for i in best]
-    tiles_NHW = np.stack([grey_HW[y:y + tall, x:x + wide] for y, x in corners])
-    across_NW, down_NH = tiles_NHW[:, ::EVERY].reshape(-1, wide), tiles_NHW[:, :, ::EVERY].transpose(0, 2, 1).reshape(-1, tall)
-    both = [np.stack([across_NW, down_NH])] if tall == wide else [across_NW[None], down_NH[None]]
-    return rounded(min(_reach(one) for lines_DNL in both for one in _power(lines_DNL, sigma)))
+    down, across = laplacian.shape
+    every_HTWT = grey_HW[:down * tall, :across * wide].reshape(down, tall, across, wide)
+    tiles_NHW = every_HTWT[best // across, :, best % across]
+    directions = (tiles_NHW[:, ::EVERY].reshape(-1, wide), tiles_NHW[:, :, ::EVERY].transpose(0, 2, 1).reshape(-1, tall))
+    return rounded(min(_reach(_power(lines_NL, sigma)) for lines_NL in directions))
 
 
-def _power(lines_DNL: NDArray[Any], sigma: float) -> NDArray[Any]:
-    """(D, frequencies): mean power spectrum of N lines of pixels in each direction, without the floor of rounding and noise."""
-    window = _window(lines_DNL.shape[2])
-    lines = lines_DNL.astype(np.float32)
-    lines -= lines.mean(axis=2, keepdims=True)
+def _power(lines_NL: NDArray[Any], sigma: float) -> NDArray[Any]:
+    """float64 (L // 2 + 1,): mean power spectrum of N lines of L pixels, without the floor of rounding and noise."""
+    import cv2
+
+    window = _window(lines_NL.shape[1])
+    lines = lines_NL.astype(np.float32)
+    lines -= cv2.reduce(lines, 1, cv2.REDUCE_AVG)
     lines *= window
-    spectrum = np.fft.rfft(lines)
-    power = (spectrum.real**2 + spectrum.imag**2).mean(axis=1)
+    packed_NL = cv2.dft(lines, flags=cv2.DFT_ROWS)  # real, then real and imaginary in turn; that of Nyquist is real
+    squares_L = cv2.reduce(packed_NL, 0, cv2.REDUCE_SUM2, dtype=cv2.CV_64F).ravel() / len(lines)
+    imaginary = squares_L[2::2]
+    power = squares_L[np.maximum(np.arange(-1, len(squares_L), 2), 0)]
+    power[1:1 + len(imaginary)] += imaginary
     return np.maximum(power - (ROUNDING + sigma**2) * float((window**2).sum()), 0.0)
 
 
@@ -52,7 +56,7 @@ def _window(length: int) -> NDArray[Any]:
 def _reach(power: NDArray[Any]) -> float:
     """The share of Nyquist at which the whitened power has reached SHARE of its sum, interpolated between bins."""
     last = len(power) - 1
-    white = power.astype(np.float64) * np.arange(last + 1) ** WHITENING
+    white = power * np.arange(last + 1) ** WHITENING
     white[:2] = 0.0  # the window leaks the mean into the first bin
     total = white.sum()
     if total <= 0:

@@ -1,4 +1,4 @@
-"""What the measures share: luma, halves of tiles, means over tiles, steps between neighbours, rounding. H height, W width in pixels."""
+"""What the measures share: luma, means over tiles, steps between neighbours, rounding. H height, W width in pixels."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 
 SMALL_PX = 768  # choice: what is measured of composition alone is measured of a picture that was halved to below this
 TILE_PX = 128  # choice: larger than a face's features, smaller than a sky
-HALF_TILE_PX = TILE_PX // 2  # choice: the upper half of a tile tells as much of it in half of the time
-HALVES_BYTES = 1 << 19  # choice: of the picture, filtered at a time: with what comes of it it stays in the cache
 DIGITS = 5  # so that the last bits of one machine's vector instructions do not change a content digest
 
 
@@ -54,42 +52,12 @@ def steps(grey_HW: NDArray[Any]) -> Steps:
                  down_HW=cv2.absdiff(grey_HW[1:], grey_HW[:-1]) if height > 1 else empty)
 
 
-def upper_halves(grey_HW: NDArray[Any]) -> list[NDArray[Any]]:
-    """The upper half of each row of tiles, several of them side by side: uint8 (R + 2, T, W + 2), R rows of T of them, W pixels wide.
-
-    The row above, the row below and the columns beside are those of the picture, or reflected as OpenCV does it. One call of a filter then
-    serves many tiles, within the cache, and what leaks from one row of tiles to the next stays in the columns beside. Rows below the last
-    whole tile are left out; a picture lower than a tile is one tile.
-    """
-    import cv2
-
-    height, width = grey_HW.shape
-    tall = min(height, TILE_PX)
-    rows = min(tall, HALF_TILE_PX)
-    tops = range(0, height - tall + 1, tall)
-    some = max(HALVES_BYTES // (rows * width), 1)
-    groups = []
-    for first in range(0, len(tops), some):
-        group_RTW = np.empty((rows + 2, len(tops[first:first + some]), width + 2), np.uint8)
-        for place, top in enumerate(tops[first:first + some]):
-            low, high = max(top - 1, 0), min(top + rows + 1, height)
-            beyond = low - top + 1, top + rows + 1 - high, 1, 1  # above, below, left, right
-            cv2.copyMakeBorder(grey_HW[low:high], *beyond, cv2.BORDER_REFLECT_101, dst=group_RTW[:, place])
-        groups.append(group_RTW)
-    return groups
-
-
-def side_by_side(group_RTW: NDArray[Any]) -> NDArray[Any]:
-    """A group of `upper_halves` as one wide picture."""
-    return group_RTW.reshape(len(group_RTW), -1)
-
-
 def column_sums(values_RX: NDArray[Any], tiles: int, *, squared: bool = False) -> NDArray[Any]:
-    """(tiles, W): sums over the rows of one of `side_by_side`, uint8, int16 or float32, of the values or of their squares."""
+    """(tiles, W): sums over the rows of what rows.Rows holds, int16 or float32, of the values or of their squares."""
     import cv2
 
-    how, kind = (cv2.REDUCE_SUM2, cv2.CV_32F) if squared else (cv2.REDUCE_SUM, cv2.CV_32S if values_RX.dtype == np.uint8 else cv2.CV_32F)
-    return np.asarray(cv2.reduce(values_RX, 0, how, dtype=kind)).reshape(tiles, -1)[:, 1:-1]
+    how = cv2.REDUCE_SUM2 if squared else cv2.REDUCE_SUM
+    return np.asarray(cv2.reduce(values_RX, 0, how, dtype=cv2.CV_32F)).reshape(tiles, -1)[:, 1:-1]
 
 
 def tile_means(sums: Sequence[NDArray[Any]], rows: int, tile_px: int = TILE_PX) -> NDArray[Any]:
@@ -103,7 +71,7 @@ def tile_means(sums: Sequence[NDArray[Any]], rows: int, tile_px: int = TILE_PX) 
 
 
 def tile_variances(groups: Iterable[tuple[NDArray[Any], int]]) -> NDArray[Any]:
-    """float64 (tiles down, tiles across): the variance in each whole tile of (what a filter made of `side_by_side`, its tiles)."""
+    """float64 (tiles down, tiles across): the variance in each whole tile of (what a filter made of rows.Rows, its rows of tiles)."""
     sums, squares, rows = [], [], 1
     for values_RX, tiles in groups:
         sums.append(column_sums(values_RX, tiles))

@@ -51,7 +51,7 @@ def test_every_mode_of_picture_is_measured_and_looks_like_itself(picture: Image.
     assert {(row["width"], row["height"], row["short_side"]) for row in rows} == {(160, 120, 120)}
     hashes = [int(row["phash"], 16) for row in rows]
     assert max((one ^ hashes[0]).bit_count() for one in hashes) <= 15  # measured: 64 colours and JPEG move a few bits
-    assert {row["measured_by"] for row in rows} == {"scores 4"}
+    assert {row["measured_by"] for row in rows} == {"scores 5"}
     assert [row["jpeg_quality"] for row in rows] == [None, pytest.approx(95, abs=1), None, None, None, None, pytest.approx(95, abs=1)]
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipelines.stages.measures import detail, tiles
+from pipelines.stages.measures import detail, rows, tiles
 from tests.unit.pipelines.stages.measures.pictures import crops
 
 
@@ -16,15 +16,15 @@ def grey(value_HW: NDArray[np.generic]) -> NDArray[np.uint8]:
 
 
 def sharpness(grey_HW: NDArray[np.uint8]) -> float:
-    return detail.sharpness(detail.laplacian_tiles(tiles.upper_halves(grey_HW)))
+    return detail.sharpness(detail.laplacian_tiles(rows.some_rows(grey_HW)))
 
 
 def flatness(grey_HW: NDArray[np.uint8]) -> float:
-    return detail.flatness(tiles.upper_halves(grey_HW))
+    return detail.flatness(rows.some_rows(grey_HW))
 
 
 def noise(grey_HW: NDArray[np.uint8]) -> float:
-    return detail.noise(tiles.upper_halves(grey_HW))
+    return detail.noise(rows.some_rows(grey_HW))
 
 
 def test_sharpness_of_a_chessboard_is_its_closed_form() -> None:
@@ -57,26 +57,37 @@ def test_noise_is_not_asked_of_what_is_black_or_white() -> None:
     assert noise(grey(half_HW)) == pytest.approx(5, rel=0.1)
 
 
-@pytest.mark.parametrize("filtered_bytes", [1, tiles.HALVES_BYTES])  # tiles one after another, and side by side
-def test_halves_of_tiles_give_what_the_whole_picture_gives(filtered_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pixels around a half are those of the picture, so no filter sees an edge that is none."""
-    monkeypatch.setattr(tiles, "HALVES_BYTES", filtered_bytes)
+@pytest.mark.parametrize("group_bytes", [1, rows.GROUP_BYTES])  # tiles one after another, and side by side
+def test_rows_of_tiles_give_what_the_whole_picture_gives(group_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pixels around a tile are those of the picture, so no filter sees an edge that is none."""
+    monkeypatch.setattr(rows, "GROUP_BYTES", group_bytes)
     grey_HW = tiles.luma(crops()[0])[:300, :400]
     whole_HW = cv2.Laplacian(grey_HW, cv2.CV_64F, ksize=1)
-    expected = [[whole_HW[y:y + 64, x:x + 128].var() for x in (0, 128, 256)] for y in (0, 128)]
-    halves = tiles.upper_halves(grey_HW)
-    assert len(halves) == (2 if filtered_bytes == 1 else 1)
-    np.testing.assert_allclose(detail.laplacian_tiles(halves), expected, rtol=1e-5)  # sums in float32
+    expected = [[whole_HW[y:y + 64:3, x:x + 128].var() for x in (0, 128, 256)] for y in (0, 128)]
+    some = rows.some_rows(grey_HW)
+    assert len(some) == (2 if group_bytes == 1 else 1)
+    np.testing.assert_allclose(detail.laplacian_tiles(some), expected, rtol=1e-5)  # sums in float32
 
 
+IMMERKAER = np.outer([1, -2, 1], [1, -2, 1])
+FILTERS = {  # as OpenCV computes them of whole pictures
+    "Sobel across": (lambda one: rows.first_difference(one.smooth_RX), lambda grey_HW: cv2.Sobel(grey_HW, cv2.CV_16S, 1, 0)),
+    "Sobel down": (lambda one: rows.smoothed(one.slope_RX), lambda grey_HW: cv2.Sobel(grey_HW, cv2.CV_16S, 0, 1)),
+    "Immerkaer": (lambda one: rows.second_difference(one.curve_RX), lambda grey_HW: cv2.filter2D(grey_HW, cv2.CV_16S, IMMERKAER)),
+    "pixels": (lambda one: one.here_RX, lambda grey_HW: grey_HW),
+}
+
+
+@pytest.mark.parametrize("name", FILTERS)
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (2, 2), (64, 5), (65, 300), (127, 129), (256, 40)])
-def test_halves_of_tiles_hold_the_pixels_around_them(size: tuple[int, int]) -> None:
+def test_filters_of_rows_are_those_of_the_picture(size: tuple[int, int], name: str) -> None:
+    ours, opencv = FILTERS[name]
     grey_HW = np.random.default_rng(0).integers(0, 256, size).astype(np.uint8)
-    padded_HW = cv2.copyMakeBorder(grey_HW, 1, 1, 1, 1, cv2.BORDER_REFLECT_101)
-    tall, rows = min(size[0], 128), min(size[0], 64)
-    expected = [padded_HW[top:top + rows + 2] for top in range(0, size[0] - tall + 1, tall)]
-    found = [group[:, place] for group in tiles.upper_halves(grey_HW) for place in range(group.shape[1])]
-    np.testing.assert_array_equal(found, expected)
+    whole_HW = opencv(grey_HW)
+    tall, high = min(size[0], 128), min(size[0], 64)
+    expected = [whole_HW[top:top + high:rows.EVERY] for top in range(0, size[0] - tall + 1, tall)]
+    found = [side for one in rows.some_rows(grey_HW) for side in np.split(ours(one), one.tiles, axis=1)]
+    np.testing.assert_array_equal([one[:, 1:-1] for one in found], expected)
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 64, 1000])
