@@ -5,7 +5,8 @@ before commits are read, so what is committed meanwhile is seen). A takedown mak
 job that is reading the old file at that moment stops with a message, and the same command continues.
 
 A takedown of a picture reaches every source that gave the same bytes, and of a derived picture (a negative sample) its parent counts.
-What has "://" in it is the address of a picture, or of its page: it stands for whatever came from there, and for what is listed later.
+The address of a picture, of its page or of its file (infra/picture_addresses.py) stands for whatever came from there, and for what is
+listed later.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import pyarrow.parquet as pq
 
 from infra.dataset import Dataset, ShardRef, Snapshot, hash_config
 from infra.ledger import Ledger, Outcome
+from infra.picture_addresses import ADDRESS_COLUMNS, addresses_of, came_from, comparable, is_address
 from infra.storage import TEMPORARY, Entry, NotFound
 
 GRACE = timedelta(hours=24)  # choice: longer than any shard takes from its first file to its commit
@@ -29,7 +31,6 @@ DATA_FILE = re.compile(r"[^/]+/[^/]+\.[0-9a-f]{16}(\.outcomes)?\.(parquet|tar)")
 MARKER = re.compile(r"attempts/.+\.json")
 UNFINISHED = re.compile(r"(.*/)?\.[^/]+" + re.escape(TEMPORARY))  # what Store.create leaves behind when it is killed
 ID_COLUMNS = ("image_id", "source_id", "parent_image_id")
-ADDRESS_COLUMNS = ("source_url", "url")
 TAKEN_DOWN = "taken_down"
 
 
@@ -105,18 +106,29 @@ def reach(dataset: Dataset, ids: frozenset[str]) -> frozenset[str]:
             return found
 
 
-def is_address(asked: str) -> bool:
-    """Whether it is no id, but where a picture came from."""
-    return "://" in asked
-
-
 def from_addresses(dataset: Dataset, addresses: frozenset[str]) -> frozenset[str]:
     """The sources that have one of these addresses, fetched or only listed."""
     found: set[str] = set()
     for ref, _ in commits(dataset) if addresses else ():
         rows = _columns(dataset, ref, ("source_id", *ADDRESS_COLUMNS)) if ref.table in ("images", "inputs") else None
         if rows is not None:
-            found |= set(rows.filter(_matches(rows, addresses, ADDRESS_COLUMNS)).column("source_id").to_pylist())
+            found |= set(rows.filter(came_from(rows, addresses)).column("source_id").to_pylist())
+    return frozenset(found)
+
+
+def known(dataset: Dataset, asked: frozenset[str]) -> frozenset[str]:
+    """Those of the ids and addresses that some row of a table has."""
+    ids, addresses = (frozenset(one for one in asked if is_address(one) == is_one) for is_one in (False, True))
+    found: set[str] = set()
+    for ref, _ in commits(dataset) if asked else ():
+        rows = _columns(dataset, ref, dict.fromkeys((*ID_COLUMNS, *ADDRESS_COLUMNS)))
+        if rows is None:
+            continue
+        for name in ID_COLUMNS:
+            found |= ids.intersection(rows.column(name).to_pylist()) if name in rows.column_names else set()
+        if addresses:
+            there = addresses_of(rows.filter(came_from(rows, addresses)))
+            found |= {one for one in addresses if comparable(one) in there}
     return frozenset(found)
 
 

@@ -10,6 +10,7 @@ lose its good copy to one that is rejected anyway.
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ from pipelines.stages.selection import DUPLICATE_EXACT, DUPLICATE_NEAR, DUPLICAT
 EXCLUDE_RADIUS = 40  # choice: see recipes/curate.py, which sets it
 RANKED_BY = "sharpness"  # of two copies of one size the sharper wins
 COLUMNS = ["image_id", "source_id", "width", "height", "short_side", "phash", "phash_quality", "phash_crops"]
+IMAGE_ID, SOURCE_ID = re.compile("[0-9a-f]{64}"), re.compile("[0-9a-f]{32}")
 SIGNIFICANT_DIGITS = 3  # choice: a few more photographs do not move a threshold, so what was selected stays selected
 
 
@@ -201,8 +203,8 @@ def _hashes(column: pa.ChunkedArray) -> NDArray[Any]:
 
 
 def _among(rows: Rows, ids: frozenset[str]) -> NDArray[Any]:
-    images = np.array([bytes.fromhex(one) for one in ids if len(one) == 64], dtype="S32")
-    sources = np.array([bytes.fromhex(one) for one in ids if len(one) == 32], dtype="S16")
+    images = np.array([bytes.fromhex(one) for one in ids if IMAGE_ID.fullmatch(one)], dtype="S32")  # addresses are on the list too
+    sources = np.array([bytes.fromhex(one) for one in ids if SOURCE_ID.fullmatch(one)], dtype="S16")
     return np.isin(rows.image_id, images) | np.isin(rows.source_id, sources)
 
 

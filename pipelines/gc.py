@@ -3,6 +3,7 @@
 
     python pipelines/gc.py --input corpus/ --dry-run
     python pipelines/gc.py --input corpus/ --set 'take_down=["<image_id, source_id or address>"]' --set why="asked for by the author"
+    python pipelines/gc.py --input corpus/ --set take_down_list=requests.txt          # one a line; empty lines and # comments do not count
     python pipelines/gc.py --input export/ --set takedowns_of=corpus/
 
 From the moment an id is on the list no job lets it out; this job removes the bytes. Run `curate`, `caption` and `export` again
@@ -23,8 +24,11 @@ from datetime import timedelta
 from infra import gc
 from infra.config import RunOptions, run_entry
 from infra.dataset import Dataset
+from infra.picture_addresses import is_address
 from pipelines.recipes.gc import RECIPES, GcConfig
-from pipelines.web.secrets_in_urls import redact
+from pipelines.takedown_list import asked as asked_for
+
+MOST_TOLD = 20
 
 
 def main(argv: list[str]) -> int:
@@ -38,11 +42,9 @@ def run(config: GcConfig, options: RunOptions) -> int:
     dataset.store.check(write=not options.dry_run)
     if not dataset.tables():
         raise ValueError(f"{dataset.store.url} holds no dataset: expected a folder with commits/; give --input the dataset's address")
-    now = frozenset(redact(one) if gc.is_address(one) else one for one in config.take_down)
+    now = asked_for(config.take_down, config.take_down_list)
     asked = now | dataset.takedowns() | (Dataset(config.takedowns_of).takedowns() if config.takedowns_of else frozenset())
-    for one in sorted(filter(gc.is_address, now)):
-        if not gc.from_addresses(dataset, frozenset({one})):
-            print(f"gc: nothing here came from {one}: it stays on the list, for what may be listed later", flush=True)
+    tell_unknown(dataset, now - dataset.takedowns())
     found = gc.take_down(dataset, asked, config.why or "no reason was given", grace=grace, dry_run=options.dry_run)
     for hit in found:
         print(f"gc: {hit.ref.table} shard {hit.ref.shard} (version {hit.ref.version}) held what was taken down: {hit.ref.path}")
@@ -50,6 +52,16 @@ def run(config: GcConfig, options: RunOptions) -> int:
     print(f"gc: {len(asked)} ids asked for, {len(found)} shards {done} rewritten without them", flush=True)
     sweep(dataset, grace, options.dry_run)
     return 0
+
+
+def tell_unknown(dataset: Dataset, asked: frozenset[str]) -> None:
+    """Say of what was asked for anew that this dataset has nothing of it: a misspelt id must not look like a success."""
+    unknown = asked - gc.known(dataset, asked)
+    for one in sorted(unknown)[:MOST_TOLD]:
+        what = "came from" if is_address(one) else "has the id"
+        print(f"gc: nothing here {what} {one}: it stays on the list, for what may be listed later", flush=True)
+    if len(unknown) > MOST_TOLD:
+        print(f"gc: and nothing of {len(unknown) - MOST_TOLD} more", flush=True)
 
 
 def sweep(dataset: Dataset, grace: timedelta, dry_run: bool) -> None:

@@ -12,6 +12,7 @@ class GcConfig:
 
     input: str
     take_down: tuple[str, ...] = ()  # image ids (sha256 of the bytes), source ids or addresses to take down now
+    take_down_list: str = ""  # a text file of such, one a line
     why: str = ""  # kept with the list of ids
     takedowns_of: str = ""  # another dataset whose takedowns count here too: the corpus of an export or of negatives
     grace_h: float = 24.0  # infra.gc.GRACE: files younger than this are left alone
