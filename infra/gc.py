@@ -25,6 +25,7 @@ from infra.dataset import Dataset, ShardRef, Snapshot, hash_config
 from infra.ledger import Ledger, Outcome
 from infra.picture_addresses import ADDRESS_COLUMNS, addresses_of, came_from, comparable, is_address
 from infra.storage import TEMPORARY, Entry, NotFound
+from infra.versions import note_rewritten, tagged_commits, tars_of
 
 GRACE = timedelta(hours=24)  # choice: longer than any shard takes from its first file to its commit
 DATA_FILE = re.compile(r"[^/]+/[^/]+\.[0-9a-f]{16}(\.outcomes)?\.(parquet|tar)")  # what Dataset.commit and the export stage write
@@ -40,6 +41,7 @@ class Hit:
 
     ref: ShardRef
     versions: tuple[str, ...]  # versions of the table whose published shards it belongs to; none: it was superseded
+    tagged: bool  # whether a tag stands for it
     modified: datetime  # of the commit
 
 
@@ -59,12 +61,6 @@ def named_files(dataset: Dataset) -> set[str]:
     for ref, _ in commits(dataset):
         named |= {ref.path, *filter(None, [ref.outcomes_path]), *tars_of(dataset, ref)}
     return named
-
-
-def tars_of(dataset: Dataset, ref: ShardRef) -> set[str]:
-    """The tars that one shard of an exports table names; none for other tables."""
-    rows = _columns(dataset, ref, ("tar",)) if ref.table == "exports" else None
-    return set(rows.column("tar").to_pylist()) if rows is not None else set()
 
 
 def commits(dataset: Dataset) -> Iterator[tuple[ShardRef, datetime]]:
@@ -140,9 +136,10 @@ def hits(dataset: Dataset, ids: frozenset[str], grace: timedelta = GRACE) -> lis
         for version in dataset.versions(table):
             for ref in dataset.snapshot(table, version).shards.values():
                 published[ref.commit_name].append(version)
-    found = [Hit(ref=ref, versions=tuple(published[ref.commit_name]), modified=modified)
+    tagged = tagged_commits(dataset)
+    found = [Hit(ref=ref, versions=tuple(published[ref.commit_name]), tagged=ref.commit_name in tagged, modified=modified)
              for ref, modified in commits(dataset) if _holds(dataset, ref, ids)]
-    return [hit for hit in found if hit.versions or hit.modified <= oldest_kept]
+    return [hit for hit in found if hit.versions or hit.tagged or hit.modified <= oldest_kept]
 
 
 def _holds(dataset: Dataset, ref: ShardRef, ids: frozenset[str]) -> bool:
@@ -156,18 +153,23 @@ def _holds(dataset: Dataset, ref: ShardRef, ids: frozenset[str]) -> bool:
 def remove(dataset: Dataset, found: list[Hit], ids: frozenset[str]) -> None:
     """Commit the shards without these rows, publish, and only then delete the old commits and files."""
     for table in sorted({hit.ref.table for hit in found}):
-        replaced = {hit.ref.commit_name: _without(dataset, hit.ref, ids) for hit in found if hit.ref.table == table and hit.versions}
+        here = [hit for hit in found if hit.ref.table == table and (hit.versions or hit.tagged)]
+        replaced = {hit.ref.commit_name: _without(dataset, hit, ids) for hit in here}
         current = dataset.snapshot(table).version if dataset.has(table) else ""
         for version in sorted(dataset.versions(table), key=lambda one: one == current):  # the current one last, so that it stays current
             _publish(dataset, dataset.snapshot(table, version), replaced)
+        for hit in here:
+            note_rewritten(dataset, hit.ref, replaced[hit.ref.commit_name])
     for hit in found:
         files = [hit.ref.path, *filter(None, [hit.ref.outcomes_path]), *tars_of(dataset, hit.ref)]
         for name in (hit.ref.commit_name, *files):
             dataset.store.delete(name)
 
 
-def _without(dataset: Dataset, ref: ShardRef, ids: frozenset[str]) -> ShardRef | None:
-    """The shard without these rows, under the key that a job plans for it when it knows of the takedown; no shard for a tar."""
+def _without(dataset: Dataset, hit: Hit, ids: frozenset[str]) -> ShardRef | None:
+    """The shard without these rows, under the key that a job plans for it when it knows of the takedown (under one of its own where a
+    tag alone stands for it); no shard for a tar."""
+    ref = hit.ref
     if ref.table == "exports":
         return None
     rows = dataset.read(ref)
@@ -179,7 +181,7 @@ def _without(dataset: Dataset, ref: ShardRef, ids: frozenset[str]) -> ShardRef |
     taken_down = sorted({*gone, *failed})
     outcomes = [o for o in before if o.row_id not in taken_down] + [Outcome(one, "rejected", TAKEN_DOWN) for one in taken_down]
     kept = rows.filter(pc.invert(mask))
-    key = hash_config([ref.version, ref.inputs, {TAKEN_DOWN: taken_down}])
+    key = hash_config([ref.version, ref.inputs, {TAKEN_DOWN: taken_down}, *([] if hit.versions else [ref.key])])
     return dataset.commit(table=ref.table, version=ref.version, shard=ref.shard, key=key, data=kept, outcomes=outcomes,
                           ledger=Ledger.of(ref.ledger.total, kept.num_rows, outcomes), inputs=ref.inputs, stage_version=ref.stage_version)
 

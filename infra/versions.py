@@ -1,8 +1,10 @@
 """Named states of a dataset, what differs between two, and copies.
 
-    tags/<name>.json    created once: for each table the snapshot that was current, and why it was named
+    tags/<name>.json                                created once: for each table the snapshot that was current, and why it was named
+    rewritten/<table>/<version>/<shard>.<key>.json  the commit that a takedown put in the place of this one
 
-A takedown reaches tagged states too: shards that it rewrote are read as they are now, and the tag says how many rows it has lost.
+A takedown reaches tagged states too: shards that it rewrote are read as they are now, and the tag says how many rows it has lost. A
+state that was copied takes its tag along.
 """
 
 from __future__ import annotations
@@ -11,14 +13,16 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from infra.dataset import AlteredFile, Dataset, ShardRef, Snapshot
-from infra.storage import StorageError, Store
+from infra.storage import StorageError, Store, read_json
 
 TAGS = "tags"
+REWRITTEN = "rewritten"
 KEPT, ABSENT = "kept", "absent"
 EXAMPLES = 5  # choice: ids that are shown of each change
 
@@ -97,16 +101,39 @@ def read(dataset: Dataset, name: str) -> Tagged:
 
 def _as_it_is_now(dataset: Dataset, named: Snapshot) -> Snapshot:
     """The shards of a snapshot; those whose commit a takedown removed, as that takedown rewrote them."""
-    there = {entry.key for entry in dataset.store.list(f"commits/{named.table}/{named.version}")}
-    gone = [ref for ref in named.shards.values() if ref.commit_name not in there]
-    if not gone:
-        return named
-    rewritten = dataset.snapshot(named.table, named.version).shards
-    missing = [ref.shard for ref in gone if ref.shard not in rewritten]
-    if missing:
-        shown = ", ".join(missing[:3])
-        raise AlteredFile(f"{dataset.store.url}: shards {shown} of {named.table!r} have lost their commits: restore them from a copy")
-    return replace(named, shards={shard: rewritten[shard] if ref in gone else ref for shard, ref in named.shards.items()})
+    there = {name for name in dataset.committed(named.table, named.version).values()}
+    stands = {shard: _stands(dataset, ref.commit_name, there) for shard, ref in named.shards.items()}
+    changed = [name for shard, name in stands.items() if name and name != named.shards[shard].commit_name]
+    rewritten = {ref.commit_name: ref for ref in dataset.load_commits(changed)} if changed else {}
+    shards = {shard: rewritten.get(name, named.shards[shard]) for shard, name in stands.items() if name}
+    return replace(named, shards=shards)
+
+
+def _stands(dataset: Dataset, commit: str, there: set[str]) -> str:
+    """The commit that stands for this one after takedowns; "" where they left nothing. AlteredFile if it is gone without a takedown."""
+    while commit and commit not in there:
+        if not dataset.store.exists(_rewritten(commit)):
+            raise AlteredFile(f"{dataset.store.url}/{commit} is gone, though a tag names it: restore it from a copy")
+        commit = read_json(dataset.store, _rewritten(commit))["by"]
+    return commit
+
+
+def note_rewritten(dataset: Dataset, old: ShardRef, new: ShardRef | None) -> None:
+    """Keep for tags what a takedown made of a shard; None: nothing of it is left."""
+    dataset.store.create(_rewritten(old.commit_name), json.dumps({"by": new.commit_name if new else ""}).encode())
+
+
+def tagged_commits(dataset: Dataset) -> set[str]:
+    """Names of the commits that tags stand for now; a tag that cannot be read stops no takedown."""
+    found: set[str] = set()
+    for name in names(dataset):
+        with suppress(AlteredFile):
+            found |= {ref.commit_name for one in read(dataset, name).tables.values() for ref in one.shards.values()}
+    return found
+
+
+def _rewritten(commit: str) -> str:
+    return f"{REWRITTEN}/{commit.removeprefix('commits/')}"
 
 
 def state(dataset: Dataset, table: str, which: str) -> Snapshot:
@@ -160,13 +187,17 @@ def _fates(dataset: Dataset, ref: ShardRef) -> dict[str, str]:
 # copies
 
 
-def copy(source: Dataset, target: Dataset, tables: dict[str, Snapshot]) -> Iterator[tuple[int, int, int]]:
-    """Copy these tables with their commits, and the list of takedowns; yields (shards done, shards in all, bytes) as it goes.
+def copy(source: Dataset, target: Dataset, tables: dict[str, Snapshot], tagged: str = "") -> Iterator[tuple[int, int, int]]:
+    """Copy these tables with their commits, the list of takedowns, and the tag; yields (shards done, shards in all, bytes) as it goes.
 
     Files keep their names and bytes, so that digests, tags and readers agree on both sides. Killed on the way, the same call goes on:
-    a commit is created after its files are there, snapshots are published at the end.
+    a commit is created after its files are there, snapshots are published at the end. What the target itself took down comes along
+    once more: take it down again (infra/gc.py). Raises ValueError if the target has another state under the name of the tag.
     """
-    for entry in source.store.list("takedowns"):
+    record = source.store.read(_key(tagged)) if tagged else b""
+    if tagged and target.store.exists(_key(tagged)) and target.store.read(_key(tagged)) != record:
+        raise ValueError(f"{target.store.url} has a tag {tagged!r} that names another state: a tag never moves, copy to another address")
+    for entry in [*source.store.list("takedowns"), *(source.store.list(REWRITTEN) if tagged else ())]:
         if entry.key.endswith(".json"):
             target.store.create(entry.key, source.store.read(entry.key))
     refs = [ref for snapshot in tables.values() for ref in snapshot.shards.values()]
@@ -178,6 +209,8 @@ def copy(source: Dataset, target: Dataset, tables: dict[str, Snapshot]) -> Itera
         yield done, len(refs), total_bytes
     for snapshot in tables.values():
         target.publish(snapshot.table, snapshot.version, snapshot.shards.values(), snapshot.config)
+    if tagged:
+        target.store.create(_key(tagged), record)
 
 
 def _copy_shard(source: Dataset, target: Store, ref: ShardRef) -> int:
@@ -189,6 +222,8 @@ def _copy_shard(source: Dataset, target: Store, ref: ShardRef) -> int:
     size_bytes = _put_anew(target, ref.path, data)
     if ref.outcomes_path:
         size_bytes += _put_anew(target, ref.outcomes_path, source.store.read(ref.outcomes_path))
+    for tar in tars_of(source, ref):
+        size_bytes += _put_anew(target, tar, source.store.read(tar))
     target.create(ref.commit_name, source.store.read(ref.commit_name))
     return size_bytes
 
@@ -198,6 +233,13 @@ def _put_anew(target: Store, key: str, data: bytes) -> int:
     target.delete(key)
     target.put(key, data)
     return len(data)
+
+
+def tars_of(dataset: Dataset, ref: ShardRef) -> list[str]:
+    """The tars that one shard of an exports table names; none for other tables, or when its file is gone (another sweep's work)."""
+    if ref.table != "exports" or not dataset.store.exists(ref.path):
+        return []
+    return sorted(set(dataset.read(ref, ["tar"]).column("tar").to_pylist()))
 
 
 def describe(difference: Difference) -> list[str]:

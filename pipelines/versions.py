@@ -18,10 +18,11 @@ if __package__ in (None, ""):  # run as a script: the import root is the reposit
 
 import time
 
-from infra import versions
+from infra import gc, versions
 from infra.config import ConfigError, RunOptions, run_entry
 from infra.dataset import Dataset
 from infra.lease import lease
+from pipelines.export import write_list
 from pipelines.recipes.versions import RECIPES, VersionsConfig
 
 FLAGS = {"name": "a tag", "before": "a tag or a version", "after": "a tag or a version (default: the current state)"}
@@ -50,9 +51,15 @@ def show(config: VersionsConfig, dataset: Dataset, options: RunOptions) -> None:
     for table in dataset.tables():
         found = dataset.versions(table)
         current = f"current {found[-1]}, {dataset.snapshot(table).rows} rows" if found else "nothing published yet"
-        print(f"{table:<12} {len(found)} versions, {current}")
+        print(f"{table:<12} {len(found)} versions, {current}{_lost(dataset, table, found)}")
     for name in versions.names(dataset):
         print(_told(versions.read(dataset, name)))
+
+
+def _lost(dataset: Dataset, table: str, found: list[str]) -> str:
+    """How many rows takedowns took from each version, the oldest first."""
+    counts = {version: dataset.snapshot(table, version).ledger.rejected.get(gc.TAKEN_DOWN, 0) for version in found}
+    return "".join(f"; version {version} without {count} rows that were taken down" for version, count in counts.items() if count)
 
 
 def tag(config: VersionsConfig, dataset: Dataset, options: RunOptions) -> None:
@@ -87,11 +94,15 @@ def copy(config: VersionsConfig, dataset: Dataset, options: RunOptions) -> None:
         return
     with lease(target.store, "copy"):
         shown = time.monotonic()
-        for done, total, size_bytes in versions.copy(dataset, target, tables):
+        for done, total, size_bytes in versions.copy(dataset, target, tables, config.name):
             if time.monotonic() - shown > SHOW_EVERY_S or done == total:
                 shown = time.monotonic()
                 print(f"copy: {done}/{total} shards, {size_bytes / 1e6:.1f} MB", file=sys.stderr, flush=True)
-    print(f"copied: equal digests on both sides {sorted(one.digest[:8] for one in tables.values())}")
+    hits = gc.take_down(target, target.takedowns(), "taken down here before it was copied again")
+    same = "equal digests on both sides" if not hits else f"{len(hits)} shards without what was taken down here; digests of the source"
+    print(f"copied: {same} {sorted(one.digest[:8] for one in tables.values())}")
+    if "exports" in tables:
+        write_list(target, target.snapshot("exports"))
 
 
 def _told(tagged: versions.Tagged) -> str:

@@ -136,3 +136,55 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert entry.main(["--recipe", "diff", *url]) == 2
     assert "--before is wanted: a tag (one)" in capsys.readouterr().err
     assert entry.main(["--recipe", "copy", *url, "--output", str(tmp_path / "a")]) == 2
+
+
+def test_a_tag_of_shards_that_were_done_again_loses_its_own_rows_only(tmp_path: Path) -> None:
+    dataset = Dataset(str(tmp_path))
+    images(dataset, [["a", "b"], ["c"]])
+    versions.tag(dataset, "one")
+    images(dataset, [["a", "b", "d"], ["c"]])  # the same version and shard: another content
+    gc.take_down(dataset, frozenset({"a" * 64}), "asked for", grace=timedelta(0))
+    gc.take_down(dataset, frozenset({"c" * 64}), "asked for", grace=timedelta(0))
+    found = versions.read(dataset, "one")
+    assert found.lost == {"images": 2}
+    assert [dataset.read(ref).column("image_id").to_pylist() for ref in found.tables["images"].shards.values()] == [["b" * 64], []]
+    now = dataset.snapshot("images")
+    assert [dataset.read(ref).column("image_id").to_pylist() for ref in now.shards.values()] == [["b" * 64, "d" * 64], []]
+    assert not any(b"a" * 64 in path.read_bytes() for path in tmp_path.rglob("images/*.parquet"))
+
+
+def test_a_copy_takes_the_tag_and_the_tars_along(tmp_path: Path) -> None:
+    source, target = Dataset(str(tmp_path / "a")), Dataset(str(tmp_path / "b"))
+    tar = "exports/00000.0123456789abcdef.tar"
+    source.store.put(tar, b"tar")
+    table = pa.table({"image_id": ["a"], "source_id": ["b"], "tar": [tar]})
+    ref = source.commit(table="exports", version="1", shard="00000", key="k", data=table, outcomes=[], ledger=Ledger(1, 1), inputs={},
+                        stage_version=1)
+    source.publish("exports", "1", [ref], {})
+    made = versions.tag(source, "one")
+    assert list(versions.copy(source, target, made.tables, "one"))
+    assert target.store.read(tar) == b"tar"
+    assert versions.read(target, "one") == made
+    gc.take_down(source, frozenset({"a"}), "asked for")
+    assert versions.read(source, "one").lost == {"exports": 1}
+    other = Dataset(str(tmp_path / "c"))
+    images(other, [["a"]])
+    versions.tag(other, "one")
+    with pytest.raises(ValueError, match="names another state"):
+        list(versions.copy(source, other, made.tables, "one"))
+
+
+def test_what_the_copy_took_down_does_not_come_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from pipelines import versions as entry
+
+    source, target = Dataset(str(tmp_path / "a")), Dataset(str(tmp_path / "b"))
+    images(source, [["a", "b"], ["c"]])
+    arguments = ["--recipe", "copy", "--input", source.store.url, "--output", target.store.url]
+    assert entry.main(arguments) == 0
+    gc.take_down(target, frozenset({"a" * 64}), "asked for", grace=timedelta(0))
+    images(source, [["a", "b"], ["c"], ["d"]])
+    assert entry.main(arguments) == 0
+    assert [target.read(ref).num_rows for ref in target.snapshot("images").shards.values()] == [1, 1, 1]
+    assert not any(b"a" * 64 in path.read_bytes() for path in (tmp_path / "b").rglob("images/*.parquet"))
+    assert entry.main(["--input", target.store.url]) == 0
+    assert "images       1 versions, current 1, 3 rows; version 1 without 1 rows that were taken down" in capsys.readouterr().out
