@@ -5,9 +5,10 @@
 
 Recall: of the photographs of the folder, how many of their changed forms are near to them, through the tables' columns; what is near is
 found by the index (a law of the tests). `duplicates`: both pictures stand in the corpus. `tests`: the photograph stands in a test set,
-its changed form in the corpus. False matches: pairs of different photographs (copies inside the folder, by a hash within 64 bits, are put
-aside) that either would take for one another, and the least distance between two. `index`: distinct random hashes, near to none, each with
-its other forms, which is the longest work there is; `skew` is how much more often photographs share a key.
+its changed form in the corpus. `recall_of_parts`: the photograph stands in the corpus, what was cut out of it in a test set. False
+matches: pairs of different photographs (copies inside the folder, by a hash within 64 bits, are put aside) that either would take for one
+another, and the least distance between two. `index`: distinct random hashes, near to none, each with its other forms, which is the
+longest work there is; `skew` is how much more often photographs share a key.
 """
 
 from __future__ import annotations
@@ -45,6 +46,50 @@ def photographs(folder: Path) -> list[Any]:
     return found
 
 
+def crop(rgb: Any, share: float, top: float = 0.5, left: float = 0.5) -> Any:
+    """The share of both sides; 0 is the begin, 1 the end."""
+    height, width = round(rgb.shape[0] * share), round(rgb.shape[1] * share)
+    y, x = round((rgb.shape[0] - height) * top), round((rgb.shape[1] - width) * left)
+    return rgb[y:y + height, x:x + width]
+
+
+def square(rgb: Any, share: float = 1, top: float = 0.5, left: float = 0.5) -> Any:
+    """A square, of a share of the shorter side."""
+    side = round(share * min(rgb.shape[:2]))
+    y, x = round((rgb.shape[0] - side) * top), round((rgb.shape[1] - side) * left)
+    return rgb[y:y + side, x:x + side]
+
+
+def anywhere(rgb: Any) -> tuple[float, float]:
+    """A place that is this picture's own."""
+    top, left = np.random.default_rng(rgb.size).random(2)
+    return float(top), float(left)
+
+
+def cut_out() -> dict[str, Callable[[Any], Any]]:
+    """Name -> how a smaller picture is cut out of a larger one: rgb_HWC to rgb_HWC."""
+    import cv2
+
+    def squashed(rgb: Any) -> Any:
+        small = cv2.resize(rgb, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+        return cv2.imdecode(cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 50])[1], cv2.IMREAD_COLOR)
+
+    return {
+        "square of the shorter side, middle": square, "square of the shorter side, begin": lambda rgb: square(rgb, 1, 0, 0),
+        "square of the shorter side, anywhere": lambda rgb: square(rgb, 1, *anywhere(rgb)),
+        "square of 75 %, middle": lambda rgb: square(rgb, 0.75), "square of 60 %, middle": lambda rgb: square(rgb, 0.6),
+        "square of 45 %, middle, mirrored, x0.5, JPEG 50": lambda rgb: squashed(square(rgb, 0.45)[:, ::-1]),
+        "square of 37 %, middle": lambda rgb: square(rgb, 0.37), "square of 30 %, middle": lambda rgb: square(rgb, 0.3),
+        "square of 50 %, anywhere": lambda rgb: square(rgb, 0.5, *anywhere(rgb)),
+        "frame of 90 %, anywhere": lambda rgb: crop(rgb, 0.9, *anywhere(rgb)),
+        "frame of 85 %, anywhere": lambda rgb: crop(rgb, 0.85, *anywhere(rgb)),
+        "frame of 75 %, anywhere": lambda rgb: crop(rgb, 0.75, *anywhere(rgb)),
+        "frame of 75 %, middle": lambda rgb: crop(rgb, 0.75), "frame of 50 %, middle": lambda rgb: crop(rgb, 0.5),
+        "frame of 75 %, corner": lambda rgb: crop(rgb, 0.75, 1, 0), "frame of 50 %, corner": lambda rgb: crop(rgb, 0.5, 1, 0),
+        "frame of 75 %, anywhere, mirrored, x0.5, JPEG 50": lambda rgb: squashed(crop(rgb, 0.75, *anywhere(rgb))[:, ::-1]),
+    }
+
+
 def transforms() -> dict[str, Callable[[Any], Any]]:
     """Name -> rgb_HWC to rgb_HWC."""
     import cv2
@@ -54,11 +99,6 @@ def transforms() -> dict[str, Callable[[Any], Any]]:
 
     def jpeg(rgb: Any, quality: int) -> Any:
         return cv2.imdecode(cv2.imencode(".jpg", rgb, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], cv2.IMREAD_COLOR)
-
-    def crop(rgb: Any, share: float, top: float = 0.5, left: float = 0.5) -> Any:
-        height, width = round(rgb.shape[0] * share), round(rgb.shape[1] * share)
-        y, x = round((rgb.shape[0] - height) * top), round((rgb.shape[1] - width) * left)
-        return rgb[y:y + height, x:x + width]
 
     def cut(rgb: Any, top: float = 0.0, bottom: float = 0.0, left: float = 0.0, right: float = 0.0) -> Any:
         height, width = rgb.shape[:2]
@@ -88,8 +128,8 @@ def transforms() -> dict[str, Callable[[Any], Any]]:
         "centre crop 98 %": lambda rgb: crop(rgb, 0.98), "centre crop 95 %": lambda rgb: crop(rgb, 0.95),
         "centre crop 90 %": lambda rgb: crop(rgb, 0.9), "centre crop 75 %": lambda rgb: crop(rgb, 0.75),
         "corner crop 95 %": lambda rgb: crop(rgb, 0.95, 0, 0), "corner crop 90 %": lambda rgb: crop(rgb, 0.9, 1, 1),
-        "crop 95 % at any place": lambda rgb: crop(rgb, 0.95, *np.random.default_rng(rgb.size).random(2)),
-        "crop 90 % at any place": lambda rgb: crop(rgb, 0.9, *np.random.default_rng(rgb.size).random(2)),
+        "crop 95 % at any place": lambda rgb: crop(rgb, 0.95, *anywhere(rgb)),
+        "crop 90 % at any place": lambda rgb: crop(rgb, 0.9, *anywhere(rgb)),
         "5 % cut off below": lambda rgb: cut(rgb, bottom=0.05), "10 % cut off below": lambda rgb: cut(rgb, bottom=0.1),
         "20 % cut off below": lambda rgb: cut(rgb, bottom=0.2), "20 % cut off on the left": lambda rgb: cut(rgb, left=0.2),
         "10 % cut off above, 20 % on the right": lambda rgb: cut(rgb, top=0.1, right=0.2),
@@ -170,6 +210,41 @@ def recall(pictures: list[Any], radius: int, exclude_radius: int) -> dict[str, A
             "ms_of_the_hash": hash_ms(pictures)}
 
 
+def recall_of_parts(pictures: list[Any], radius: int, strangers: int = 8) -> dict[str, Any]:
+    """Per way of cutting the share of photographs that are found when what was cut out stands in a test set; and how many others are
+    taken for it, of so many each."""
+    from pipelines.contamination import boxes
+    from pipelines.corpus_facts import shown_by
+    from pipelines.stages.hashes import LEAST_QUALITY, cropped_hashes, flipped_distance, turned
+    from pipelines.stages.measures.tiles import luma
+
+    own = columns(pictures)
+    own_NK4, clear_N = shown_by(own), own["phash_quality"].to_numpy() >= LEAST_QUALITY
+    whole_N4 = own_NK4[:, 0]
+    table, false, tried = {}, 0, 0
+    for name, change in cut_out().items():
+        found = 0
+        for n, rgb in enumerate(pictures):
+            grey = luma(np.ascontiguousarray(change(rgb)))
+            forms = cropped_hashes(grey, boxes(*grey.shape))
+            forms = np.concatenate([forms, turned(forms)])
+            near = [bool(len(forms)) and flipped_distance(own_NK4[m][:, None], forms[None]).min() <= radius and bool(clear_N[m])
+                    for m in (n, *others(n, whole_N4, strangers))]
+            found, false, tried = found + near[0], false + sum(near[1:]), tried + len(near) - 1
+        table[name] = round(found / len(pictures), 3)
+    return {"recall_of_parts": table, "false_parts": false, "parts_tried": tried}
+
+
+def others(n: int, whole_N4: Any, count: int) -> list[int]:
+    """So many pictures after this one that are no copies of it."""
+    from pipelines.stages.hashes import flipped_distance, turned
+
+    both = (whole_N4[n][None], turned(whole_N4[n][None]))
+    apart = np.minimum(*(flipped_distance(whole_N4, one) for one in both))
+    after = [m % len(whole_N4) for m in range(n + 1, n + len(whole_N4))]
+    return [m for m in after if apart[m] > SAME_BITS][:count]
+
+
 def hash_ms(pictures: list[Any]) -> float:
     """Mean time for the three columns of a picture, from its luma."""
     from pipelines.stages.hashes import measure_hashes
@@ -199,7 +274,7 @@ def index(count: int, radius: int, threads: int) -> dict[str, Any]:
     from pipelines.contamination import TestPictures, boxes, contaminated
     from pipelines.covering import chosen_parts
     from pipelines.duplicates import CERTAIN, near_losers
-    from pipelines.stages.hashes import CROPS
+    from pipelines.stages.hashes import CROPS, PARTS
 
     rng = np.random.default_rng(0)
     forms = 2 + len(CROPS)
@@ -212,7 +287,7 @@ def index(count: int, radius: int, threads: int) -> dict[str, Any]:
     lost = sum(1 for _ in near_losers(words, np.arange(count), radius, threads))
     seconds, cpu_s = time.perf_counter() - start, time.process_time() - cpu
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start, own = time.perf_counter(), np.ascontiguousarray(words[:, 0])
+    start, own = time.perf_counter(), np.ascontiguousarray(words[:, :1 + PARTS])
     shown = contaminated(np.zeros(count, "S1"), own, np.ones(count, bool), tests, 40, threads)
     return {"hashes": count, "forms": forms, "threads": threads, "seconds": round(seconds, 1), "cpu_seconds": round(cpu_s, 1),
             "tables": sum(len(part.masks) for part in chosen_parts(CERTAIN, count, count * (forms - 1))),
@@ -239,7 +314,8 @@ def main(argv: list[str]) -> int:
     if args.hashes:
         result["index"] = index(args.hashes, args.radius, args.threads)
     if not args.index_only:
-        result |= recall(photographs(args.photos), args.radius, args.exclude_radius)
+        pictures = photographs(args.photos)
+        result |= recall(pictures, args.radius, args.exclude_radius) | recall_of_parts(pictures, args.exclude_radius)
     result |= {"cores": os.cpu_count(), "opencv": cv2.__version__, "numpy": np.__version__, "machine": platform.machine()}
     print(json.dumps(result))
     return 0

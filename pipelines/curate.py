@@ -25,7 +25,7 @@ from pipelines.recipes.curate import RECIPES, CurateConfig
 from pipelines.runtime.cluster import shared_cluster
 from pipelines.runtime.job import run_stage
 from pipelines.stages.scores import Scores
-from pipelines.stages.selection import MIN, Selection
+from pipelines.stages.selection import CONTAMINATED, MIN, Selection
 
 
 def main(argv: list[str]) -> int:
@@ -65,6 +65,7 @@ def select(config: CurateConfig, dataset: Dataset, scores: Snapshot, options: Ru
     from pipelines.contamination import told as told_of_tests
     from pipelines.corpus_facts import corpus_facts
 
+    warn_of_forgotten_tests(config, dataset)
     tests = read_tests(config.exclude, max_pixels=config.max_pixels)
     facts = corpus_facts(dataset, scores, config.rule, tests, config.exclude_radius)
     if config.exclude:
@@ -73,6 +74,14 @@ def select(config: CurateConfig, dataset: Dataset, scores: Snapshot, options: Ru
     print(f"corpus: {scores.rows} scores; {', '.join(told)}; {sum(map(len, facts.duplicates.values()))} duplicates", flush=True)
     run_stage(Selection(rule=config.rule), source=dataset, inputs={"scores": scores}, output=dataset, options=options,
               workers=config.workers, params_for_shard=facts.params)
+
+
+def warn_of_forgotten_tests(config: CurateConfig, dataset: Dataset) -> None:
+    """Test sets are named in every run: a run without them lets their pictures in again."""
+    kept_out = dataset.snapshot("selections").ledger.rejected.get(CONTAMINATED, 0) if dataset.has("selections") else 0
+    if kept_out and not config.exclude:
+        print(f"WARNING: the selection so far keeps {kept_out} rows out that show pictures of test sets; this run names no test set, so "
+              "they come in again: give the same --set exclude=[…] once more", flush=True)
 
 
 if __name__ == "__main__":

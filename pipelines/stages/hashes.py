@@ -31,6 +31,8 @@ CLEAR = 2.0  # choice: grey levels of an orthonormal coefficient; rounding pixel
 LEAST_QUALITY = 0.5  # choice: photographs begin at 0.77 (measured), flat pictures lie near 0: their signs are noise
 CENTRE_SHARES = (0.96, 0.92)  # choice: the hash itself bears 2 % (measured), so centre crops down to 0.9 are met
 CORNER_SHARES = (0.97, 0.94, 0.91)  # measured: with these all corner crops from 0.9 on are met, with two shares there are gaps
+PART_SHARES = (0.71, 0.5, 0.36)  # choice: each 0.7 of the one before: of any crop in the middle one of them fills 0.7 to 1 of each side
+PARTS = 13  # what `parts` gives
 ALL = np.uint64(2**64 - 1)
 Span = tuple[float, float]  # from, to, in shares of a side
 Box = tuple[Span, Span]  # vertical, horizontal
@@ -46,10 +48,25 @@ CROPS: tuple[Box, ...] = (*((one, one) for share in CENTRE_SHARES for one in spa
                           *((y, x) for share in CORNER_SHARES for y in spans(share, [0, 1]) for x in spans(share, [0, 1])))
 
 
+def parts(height: int, width: int) -> tuple[Box, ...]:
+    """Where a smaller picture may have been cut out of this one: the squares of the shorter side at both ends and in the middle, smaller
+    ones and smaller frames in the middle, and frames in the corners."""
+    square = round(min(height, width) / max(height, width), 2)  # of few values, so that few transforms are made
+    middle = {share: spans(share, [0.5])[0] for share in PART_SHARES}
+    along = [*spans(square, [0, 0.5, 1]), *(spans(square * share, [0.5])[0] for share in PART_SHARES)]
+    squares = zip(along, [WHOLE, WHOLE, WHOLE, *middle.values()])
+    corners = ((y, x) for y in spans(PART_SHARES[0], [0, 1]) for x in spans(PART_SHARES[0], [0, 1]))
+    upright = ((one, other) if height > width else (other, one) for one, other in squares)
+    return (*upright, *((one, one) for one in middle.values()), *corners)
+
+
 def measure_hashes(grey_HW: NDArray[Any]) -> dict[str, Any]:
-    """The columns `phash`, `phash_quality` (0..1) and `phash_crops` of a picture's luma (uint8), as it is or already `halved`."""
-    own, *crops = _coefficients(grey_HW, ((WHOLE, WHOLE), *CROPS))
-    return {"phash": _to_bytes(own).hex(), "phash_quality": round(_quality(own), 4), "phash_crops": _to_bytes(np.stack(crops)).hex()}
+    """The columns `phash`, `phash_quality` (0..1), `phash_crops` and `phash_parts` of a picture's luma (uint8), as it is or already
+    `halved`."""
+    own, *others = _coefficients(grey_HW, ((WHOLE, WHOLE), *CROPS, *parts(*grey_HW.shape)))
+    crops, rest = np.stack(others[:len(CROPS)]), np.stack(others[len(CROPS):])
+    return {"phash": _to_bytes(own).hex(), "phash_quality": round(_quality(own), 4), "phash_crops": _to_bytes(crops).hex(),
+            "phash_parts": _to_bytes(rest).hex()}
 
 
 def perceptual_hash(grey_HW: NDArray[Any]) -> bytes:

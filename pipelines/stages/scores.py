@@ -25,7 +25,8 @@ SCHEMA = pa.schema([
     *((name, pa.float32()) for name in MEASURES),
     ("face_count", pa.int32()), ("face_px", pa.float32()), ("aesthetic", pa.float32()), ("nsfw", pa.float32()), ("watermark", pa.float32()),
     ("embedding", pa.binary()),
-    ("phash", pa.string()), ("phash_quality", pa.float32()), ("phash_crops", pa.string()), ("measured_by", pa.string()),
+    ("phash", pa.string()), ("phash_quality", pa.float32()), ("phash_crops", pa.string()),
+    ("phash_parts", pa.string()), ("measured_by", pa.string()),
 ])
 Row = dict[str, Any]
 Prepared = list[Any]  # one for each judge

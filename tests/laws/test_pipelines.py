@@ -41,7 +41,7 @@ def columns(rows: list[dict[str, Any]], shard_of: list[int]) -> Rows:
                 source_id=array([bytes.fromhex(one["source_id"]) for one in rows], "S16"), shard=array(shard_of, "i8"),
                 pixels=array([one["width"] * one["height"] for one in rows], "i8"),
                 short_side=array([one["short_side"] for one in rows], "i8"),
-                measures={name: array([one[name] for one in rows], "f8") for name in ("sharpness", "flatness")},
+                measures={name: array([one[name] for one in rows], "f8") for name in ("sharpness", "flatness", "bits_per_pixel")},
                 words_NF4=forms(*[hashes_of(rows, "phash")] * (1 + len(CROPS))),
                 is_clear=np.ones(len(rows), bool), shards=[f"{i:05d}" for i in range(5)])
 
@@ -99,7 +99,7 @@ def test_copies_and_test_pictures_are_those_of_brute_force(hashes: list[int], ra
     half = len(some) // 2
     tests = TestPictures(names=[str(n) for n in range(half)], words_M4=some[:half], owner_M=np.arange(half))
     near = {i: np.flatnonzero(flipped_distance(one[None], some[:half]) <= radius) for i, one in enumerate(some[half:])}
-    found = contaminated(np.zeros(len(some) - half, "S32"), some[half:], np.ones(len(some) - half, bool), tests, radius, 1)
+    found = contaminated(np.zeros(len(some) - half, "S32"), some[half:, None], np.ones(len(some) - half, bool), tests, radius, 1)
     assert found == {i: str(those[0]) for i, those in near.items() if len(those)}
 
 

@@ -89,3 +89,28 @@ def test_a_set_without_pictures_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no picture that can be read"):
         read_tests([str(tmp_path / "empty")], max_pixels=10**7)
+
+
+def test_a_test_picture_that_was_cut_out_of_a_larger_one_keeps_that_one_out(tmp_path: Path, here: list[str],
+                                                                            capsys: pytest.CaptureFixture[str]) -> None:
+    """Squares of a fixed size, as benchmarks are made, and a frame of 86 % at any place."""
+    photos, tests, address = tmp_path / "photos", tmp_path / "cut", tmp_path / "corpus"
+    photos.mkdir()
+    tests.mkdir()
+    for n, path in enumerate(photographs(4)):
+        image = Image.open(io.BytesIO(shrunk(path, 500))).convert("RGB")
+        image.save(photos / f"{n}.png")
+        side, (width, height) = round(0.55 * min(image.size)), image.size
+        square = ((width - side) // 2, (height - side) // 2, (width + side) // 2, (height + side) // 2)
+        frame = (round(0.02 * width), round(0.12 * height), round(0.88 * width), round(0.98 * height))
+        if n < 2:
+            image.crop((square, frame)[n]).resize((200, 200)).save(tests / f"{n}.jpg", quality=60)
+    Image.new("RGB", (90, 90), "skyblue").save(tests / "sky.png")
+    run(ingest, "--input", photos, "--output", address)
+    bounds = ["--input", address, "--set", "rule.min_short_side=40", "--set", "rule.sharpness=none", "--set", "rule.flatness=none"]
+    run(curate, *bounds, "--set", f'exclude=["{tests}"]')
+    assert selected(Dataset(str(address))) == {"0.png": ("contaminated", "cut/0.jpg"), "1.png": ("contaminated", "cut/1.jpg"),
+                                               "2.png": ("", ""), "3.png": ("", "")}
+    assert "too flat for a hash, excluded by equal bytes alone: cut/sky.png" in capsys.readouterr().out
+    run(curate, *bounds)
+    assert "keeps 2 rows out that show pictures of test sets; this run names no test set" in capsys.readouterr().out

@@ -37,11 +37,11 @@ def test_a_threshold_is_a_percentile_within_bounds() -> None:
         Threshold(percentile=5, at_least=2, at_most=1)
 
 
-def test_the_winner_has_more_pixels_then_is_sharper_then_has_the_smaller_id(tmp_path: Path) -> None:
-    found = facts(tmp_path, [row("small", phash=0), row("sharp", width=300, phash=1, sharpness=90)],
-                  [row("best", width=300, phash=3, sharpness=91), row("other", phash=0xFFFFFF)])
+def test_the_winner_has_more_pixels_then_more_bytes_then_the_smaller_id(tmp_path: Path) -> None:
+    found = facts(tmp_path, [row("small", phash=0), row("saved_again", width=300, phash=1, bits_per_pixel=1.9, sharpness=900)],
+                  [row("best", width=300, phash=3, bits_per_pixel=2), row("other", phash=0xFFFFFF)])
     best = row("best")["image_id"]
-    assert losers(found) == {source_id(name): ["duplicate_near", best] for name in ("small", "sharp")}
+    assert losers(found) == {source_id(name): ["duplicate_near", best] for name in ("small", "saved_again")}
     assert set(found.duplicates) == {"00000"}
     assert found.params("00001")["duplicates"] == {}
 
