@@ -228,7 +228,7 @@ def recall_of_parts(pictures: list[Any], radius: int, strangers: int = 8) -> dic
             grey = luma(np.ascontiguousarray(change(rgb)))
             forms = cropped_hashes(grey, boxes(*grey.shape))
             forms = np.concatenate([forms, turned(forms)])
-            near = [bool(len(forms)) and flipped_distance(own_NK4[m][:, None], forms[None]).min() <= radius and bool(clear_N[m])
+            near = [bool(len(forms) and clear_N[m] and flipped_distance(own_NK4[m][:, None], forms[None]).min() <= radius)
                     for m in (n, *others(n, whole_N4, strangers))]
             found, false, tried = found + near[0], false + sum(near[1:]), tried + len(near) - 1
         table[name] = round(found / len(pictures), 3)

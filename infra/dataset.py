@@ -18,6 +18,7 @@ import uuid
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
 from functools import reduce
 from operator import add
 from typing import Any, BinaryIO
@@ -229,12 +230,18 @@ class Dataset:
 
     def takedowns(self) -> frozenset[str]:
         """Image ids and source ids that must not leave the dataset."""
-        lists = (read_json(self.store, name)["ids"] for name in self._records("takedowns"))
-        return frozenset(one for ids in lists for one in ids)
+        return frozenset(one for listed in self.takedown_lists() for one in listed["ids"])
+
+    def takedown_lists(self) -> list[dict[str, Any]]:
+        """Each list with its `ids` (and addresses), `why`, and `made_at` (UTC), the oldest first."""
+        lists = [read_json(self.store, name) for name in self._records("takedowns")]
+        return sorted(lists, key=lambda listed: listed.get("made_at", ""))
 
     def add_takedown(self, ids: Iterable[str], why: str) -> None:
         """Exclude ids from every later selection, export and training batch; `gc` removes their bytes."""
-        self.store.create(unique_name("takedowns/list", ".json"), _to_json({"ids": sorted(ids), "why": why}))  # whole or absent
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        listed = {"ids": sorted(ids), "why": why, "made_at": now}
+        self.store.create(unique_name("takedowns/list", ".json"), _to_json(listed))  # whole or absent
 
     # inside
 

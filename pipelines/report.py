@@ -44,7 +44,7 @@ def run(config: ReportConfig | DatasetReportConfig, options: RunOptions) -> int:
         page = collect_dataset(config)
         text = build(page)
         described = target.with_suffix(".croissant.json")
-        replace_text(described, json.dumps(card.croissant(config.input, page), indent=1, ensure_ascii=False) + "\n")
+        replace_text(described, json.dumps(card.croissant(config.input, page, target.parent), indent=1, ensure_ascii=False) + "\n")
         print(f"report: {described}", flush=True)
     else:
         text = build(collect(config, options.tracking))

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra.dataset import Dataset, Snapshot
+from infra.local_store import LocalStore
 from pipelines.page.dataset.content import DatasetPage
 
 TERMS = (
     "citeAs", "column", "equivalentProperty", "extract", "field", "fileObject", "fileProperty", "fileSet", "format", "includes",
     "isLiveDataset", "jsonPath", "key", "md5", "parentField", "path", "recordSet", "references", "regex", "repeated", "replace",
-    "separator", "source", "subField", "transform",
+    "samplingRate", "separator", "source", "subField", "transform",
 )  # fmt: skip
 CONTEXT = {
     "@language": "en",
@@ -32,9 +34,15 @@ FOLDER_HASH = "https://github.com/mlcommons/croissant/issues/80"  # what readers
 FOLDER = "dataset-folder"
 
 
-def croissant(address: str, page: DatasetPage) -> dict[str, Any]:
-    """The card. Files are named by the shards of the current snapshots alone: readers must not take what no commit names."""
+def croissant(address: str, page: DatasetPage, place: Path | None = None) -> dict[str, Any]:
+    """The card. Files are named by the shards of the current snapshots alone: readers must not take what no commit names.
+
+    A card at a `place` above a local dataset names files from there, as readers (mlcroissant) look for them; else it tells the address,
+    and whoever reads the records copies the dataset beside a card first.
+    """
     dataset = Dataset(address)
+    inside = place is not None and isinstance(dataset.store, LocalStore) and Path(dataset.store.url).is_relative_to(place)
+    before = f"{Path(dataset.store.url).relative_to(place).as_posix()}/".removeprefix("./") if place is not None and inside else None
     snapshots = [dataset.snapshot(table) for table in dataset.tables() if dataset.has(table)]
     folder = {
         "@type": "cr:FileObject",
@@ -51,10 +59,11 @@ def croissant(address: str, page: DatasetPage) -> dict[str, Any]:
         "name": page.title,
         "description": _describe(page),
         "license": [one.label for one in page.licences] or ["not stated"],
-        "version": next((version for table, version, _ in page.versions if table == "selections"), page.versions[0][1]),
+        "citeAs": f"{page.title}, made with Open SUPIR, {page.made_at[:10]}",
+        "version": f"1.0.0+{next((version for table, version, _ in page.versions if table == 'selections'), page.versions[0][1])}",
         "datePublished": page.made_at[:10],
         "url": page.address,
-        "distribution": [folder, *(_files(snapshot) for snapshot in snapshots)],
+        "distribution": [*([folder] if before is None else []), *(_files(snapshot, before) for snapshot in snapshots)],
         "recordSet": [_records(dataset, snapshot) for snapshot in snapshots if snapshot.shards],
     }
 
@@ -68,10 +77,11 @@ def _describe(page: DatasetPage) -> str:
     )
 
 
-def _files(snapshot: Snapshot) -> dict[str, Any]:
+def _files(snapshot: Snapshot, before: str | None) -> dict[str, Any]:
     return {
-        "@type": "cr:FileSet", "@id": f"{snapshot.table}-files", "name": f"{snapshot.table}-files", "containedIn": {"@id": FOLDER},
-        "encodingFormat": "application/x-parquet", "includes": [ref.path for ref in snapshot.shards.values()],
+        "@type": "cr:FileSet", "@id": f"{snapshot.table}-files", "name": f"{snapshot.table}-files",
+        **({"containedIn": {"@id": FOLDER}} if before is None else {}), "encodingFormat": "application/x-parquet",
+        "includes": [f"{before or ''}{ref.path}" for ref in snapshot.shards.values()],
     }  # fmt: skip
 
 

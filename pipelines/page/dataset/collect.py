@@ -10,10 +10,11 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from infra.dataset import Dataset, NoSuchTable
+from infra.picture_addresses import is_address
 from pipelines.page.content import Picture
 from pipelines.page.corpus import flow_of, losses
 from pipelines.page.dataset import measure, said
-from pipelines.page.dataset.content import DatasetPage, Group, Measure, Share, Sheet, Shown, Work
+from pipelines.page.dataset.content import DatasetPage, Group, Measure, Share, Sheet, Shown, Takedown, Work
 from pipelines.page.dataset.limits import limits
 from pipelines.page.dataset.sample import DUPLICATES, Sample
 from pipelines.page.markup import words
@@ -21,6 +22,7 @@ from pipelines.page.reading import shorten
 from pipelines.recipes.report import DatasetReportConfig
 
 MOST_SHARES = 12  # choice: lines of a table that are read
+MOST_REMOVED = 500  # choice: the pictures of several test sets by their names, in 100 KB
 MOST_MESSAGES = 6
 REMOVED = ("taken_down", "contaminated")
 TABLES = ("inputs", "images", "scores", "selections", "captions", "exports")
@@ -39,14 +41,14 @@ def collect(config: DatasetReportConfig) -> DatasetPage:
     }
     fates = by_fate(sample, config.most)
     wanted = {one for ids in (*near.values(), *fates.values()) for one in ids} | set(winners(sample).values())
-    pictures = sample.pictures(wanted)
+    pictures, details = sample.pictures(wanted, {one for name in near if name in measure.DETAILS for one in near[name]})
     return DatasetPage(
         title=config.title or dataset.store.url.rstrip("/").rsplit("/", 1)[-1],
         address=dataset.store.url,
         made_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         figures=figures(dataset),
         flow=flow_of(dataset),
-        measures=measures(sample, thresholds, near, pictures),
+        measures=measures(sample, thresholds, near, {False: pictures, True: details}),
         sheets=sheets(dataset, sample, fates, pictures),
         groups=groups(sample, pictures, config.most),
         licences=shares(row["licence"] or "not stated" for row in sample.rows("inputs", ["licence"])),
@@ -60,6 +62,7 @@ def collect(config: DatasetReportConfig) -> DatasetPage:
         ],
         sample=told_sample(sample),
         removed=removed(sample),
+        takedowns=takedowns(dataset),
     )
 
 
@@ -82,14 +85,14 @@ def figures(dataset: Dataset) -> list[tuple[str, str]]:
 
 
 def measures(
-    sample: Sample, thresholds: dict[str, list[measure.Limit]], near: dict[str, list[str]], pictures: dict[str, Picture]
+    sample: Sample, thresholds: dict[str, list[measure.Limit]], near: dict[str, list[str]], pictures: dict[bool, dict[str, Picture]]
 ) -> list[Measure]:
-    """Those that the selection judges by come first, in the order of its reasons."""
+    """Those that the selection judges by come first, in the order of its reasons. `pictures`: whole ones, and (True) details."""
     names = [*thresholds, *(name for name in sample.measures if name not in thresholds)]
     found = []
     for name in names:
         values = dict(zip(sample.source_ids, sample.measures[name].tolist(), strict=True))
-        shown = measure.beside(near.get(name, []), values, sample.fates, pictures)
+        shown = measure.beside(near.get(name, []), values, sample.fates, pictures[name in measure.DETAILS])
         found.append(measure.distribution(name, sample.measures[name], sample.reasons, thresholds.get(name, []), shown))
     return found
 
@@ -169,13 +172,24 @@ def groups(sample: Sample, pictures: dict[str, Picture], most: int) -> list[Grou
 
 def removed(sample: Sample) -> list[Share]:
     """What was taken down or matched a test set, with what it matched."""
-    return shares(f"{row['reason']}: {row['value']}".removesuffix(": ") for row in sample.fates.values() if row["reason"] in REMOVED)
+    named = (f"{row['reason']}: {row['value']}".removesuffix(": ") for row in sample.fates.values() if row["reason"] in REMOVED)
+    return shares(named, MOST_REMOVED)
 
 
-def shares(values: Iterator[str]) -> list[Share]:
+def takedowns(dataset: Dataset) -> list[Takedown]:
+    """The newest lists, addresses before ids."""
+    found = []
+    for listed in dataset.takedown_lists()[:-MOST_SHARES - 1:-1]:
+        some = sorted(listed["ids"], key=lambda one: (not is_address(one), -len(one), one))[:MOST_MESSAGES]
+        found.append(Takedown(made_at=listed.get("made_at", "")[:10], why=shorten(listed["why"], 160), count=len(listed["ids"]),
+                              some=[shorten(one, 120) for one in some]))
+    return found
+
+
+def shares(values: Iterator[str], most: int = MOST_SHARES) -> list[Share]:
     """The most frequent values; the rest in one line."""
     counts = Counter(values)
-    first = [Share(label=label, count=count) for label, count in counts.most_common(MOST_SHARES)]
+    first = [Share(label=label, count=count) for label, count in counts.most_common(most)]
     rest = sum(counts.values()) - sum(one.count for one in first)
     return [*first, Share(label=f"{len(counts) - len(first)} others", count=rest)] if rest else first
 
@@ -199,6 +213,21 @@ def work(dataset: Dataset) -> Iterator[Work]:
 
 def told_sample(sample: Sample) -> str:
     """What was looked at, in words."""
+    return " ".join(filter(None, [_told_shards(sample), _told_age(sample.dataset)]))
+
+
+def _told_age(dataset: Dataset) -> str:
+    """A selection that was made before images came or were taken down counts other rows than the flow."""
+    if not (dataset.has("images") and dataset.has("selections")):
+        return ""
+    selected, measured = dataset.snapshot("selections").ledger.total, dataset.snapshot("images").rows
+    unread = sum(dataset.snapshot("scores").ledger.failed.values()) if dataset.has("scores") else 0
+    if selected + unread == measured:
+        return ""
+    return f"The selection is older than the images ({selected:,} rows of {measured:,}): run pipelines/curate.py again."
+
+
+def _told_shards(sample: Sample) -> str:
     if len(sample.picture_shards) == sample.total:
         return f"All {sample.total} shards were read."
     return (

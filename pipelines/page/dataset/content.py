@@ -23,6 +23,8 @@ class Limit:
     reason: str
     value: float
     side: str  # "min": less is rejected; "max": more is
+    origin: str = ""  # in words
+    flags: str = ""  # of curate, that move it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,7 @@ class Measure:
     logarithmic: bool
     limits: list[Limit] = field(default_factory=list)
     near: list[Shown] = field(default_factory=list)  # sorted by value
+    magnified: bool = False  # whether `near` are details in their own pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +62,16 @@ class Group:
 
     winner: Shown | None
     losers: list[Shown]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Takedown:
+    """A list of what must not leave the dataset: how many ids and addresses, and some of them."""
+
+    made_at: str
+    why: str
+    count: int
+    some: list[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,3 +143,4 @@ class DatasetPage:
     versions: list[tuple[str, str, str]]  # table, version, digest
     sample: str  # what the statistics and the pictures were taken from, in words
     removed: list[Share]  # takedowns and contamination, by what was matched
+    takedowns: list[Takedown]  # the newest first

@@ -36,5 +36,17 @@ def limits(rule: Mapping[str, Any], fates: Iterable[Row], measures: Mapping[str,
         reason = one.metadata["reason"]
         values = measures[one.name]
         value = float(told[reason]) if reason in told else threshold(values[np.isfinite(values)], Threshold(**wanted))
-        found[one.name] = [Limit(reason=reason, value=value, side=one.metadata["side"])]
+        parts = ("percentile", "at_least", "at_most")[wanted["at_least"] == wanted["at_most"]:]  # one that stands has no percentile
+        limit = Limit(reason=reason, value=value, side=one.metadata["side"], origin=_origin(Threshold(**wanted), value),
+                      flags=" ".join(f"--set rule.{one.name}.{key}={wanted[key]:g}" for key in parts))
+        found[one.name] = [limit]
     return found
+
+
+def _origin(threshold: Threshold, value: float) -> str:
+    """Where a limit comes from, in words."""
+    low, high = threshold.at_least, threshold.at_most
+    if low == high:
+        return f"stands at {low:g}, whatever the corpus is"
+    held = next((f", where the {side} bound holds it" for side, bound in (("lower", low), ("upper", high)) if value == bound), "")
+    return f"percentile {threshold.percentile:g} of the corpus, between {low:g} and {high:g}{held}"

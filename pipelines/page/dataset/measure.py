@@ -15,6 +15,8 @@ from pipelines.page.markup import words
 BINS = 48  # choice: bars of 9 pixels
 LOGARITHMIC_SPREAD = 50.0  # choice: from here on a linear axis shows one bar
 NEAR = 4  # choice: pictures on each side of a threshold
+# What a thumbnail hides:
+DETAILS = frozenset(("sharpness", "noise", "overshoot", "cutoff", "blockiness", "jpeg_quality", "bits_per_pixel", "repeats"))
 
 
 def distribution(
@@ -38,7 +40,7 @@ def distribution(
     counts = [np.histogram(clipped[mask], edges)[0].tolist() for mask in (kept, here, ~kept & ~here)]
     return Measure(
         name=name, edges=edges.tolist(), kept=counts[0], rejected=counts[1], others=counts[2], logarithmic=logarithmic, limits=limits,
-        near=list(near),
+        near=list(near), magnified=name in DETAILS,
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from infra.dataset import Dataset, ShardRef
 from pipelines.page.content import Picture
-from pipelines.page.corpus import picture_or_none
+from pipelines.page.pictures import decoded_or_none, embed_detail, embed_rgb
 from pipelines.page.reading import Row
 from pipelines.stages.selection import DUPLICATE_EXACT, DUPLICATE_NEAR, DUPLICATE_SEMANTIC
 
@@ -122,17 +122,19 @@ class Sample:
         by_image = {row["image_id"]: source_id for source_id, row in self.images.items()}
         return ID_HEX.sub(lambda found: self.name(by_image.get(found[0], found[0])), value)
 
-    def pictures(self, source_ids: Iterable[str]) -> dict[str, Picture]:
-        """Thumbnails of those that lie in the picture shards and can be decoded; each shard is opened once."""
-        wanted = set(source_ids) & set(self.images)
+    def pictures(self, source_ids: Iterable[str], detailed: Iterable[str] = ()) -> tuple[dict[str, Picture], dict[str, Picture]]:
+        """Thumbnails of those that lie in the picture shards and can be decoded, and of some a detail; each shard is opened once."""
+        wanted, detailed = set(source_ids) & set(self.images), set(detailed)
         found: dict[str, Picture] = {}
+        details: dict[str, Picture] = {}
         for ref in self.refs("images", self.picture_shards) if wanted else []:
             table = self.dataset.read(ref, ["source_id", "bytes"])
             for index, source_id in enumerate(table["source_id"].to_pylist()):
-                if source_id in wanted:
-                    picture = picture_or_none(table["bytes"][index].as_py(), self.name(source_id))
-                    found |= {source_id: picture} if picture else {}
-        return found
+                if source_id in wanted and (rgb_HWC := decoded_or_none(table["bytes"][index].as_py())) is not None:
+                    found[source_id] = embed_rgb(rgb_HWC, self.name(source_id))
+                    if source_id in detailed:
+                        details[source_id] = embed_detail(rgb_HWC, self.name(source_id))
+        return found, details
 
 
 def evenly(names: list[str], most: int) -> list[str]:

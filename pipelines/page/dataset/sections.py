@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from pipelines.page import flow
 from pipelines.page.dataset import histogram
-from pipelines.page.dataset.content import Captions, DatasetPage, Group, Measure, Share, Sheet, Shown, Work
+from pipelines.page.dataset.content import Captions, DatasetPage, Group, Measure, Share, Sheet, Shown, Takedown, Work
 from pipelines.page.markup import Html, join, tag, words
 from pipelines.page.sections import image, section
 
@@ -22,6 +22,7 @@ SECTIONS = (
     ("versions", "Versions"),
 )
 SECONDS_PER_HOUR = 3600
+MOST_NAMED = 12  # choice: what stands open
 
 
 def header(page: DatasetPage) -> Html:
@@ -56,10 +57,32 @@ def footer(page: DatasetPage) -> Html:
 def _flow(page: DatasetPage) -> Html:
     if page.flow is None:
         return section("flow", "Flow", tag("p", "Nothing was ingested yet: ", tag("code", "pipelines/ingest.py"), class_="muted"))
-    gone = _shares("Taken down or in a test set", page.removed) if page.removed else ""
+    first, rest = page.removed[:MOST_NAMED], page.removed[MOST_NAMED:]
+    gone = join([_shares("Taken down or in a test set", first) if first else "", _more(rest), _takedowns(page.takedowns)])
     return section(
         "flow", "Flow", tag("p", "Every row ends as kept, rejected for a reason, or failed with a message."), flow.draw(page.flow), gone
     )
+
+
+def _more(rest: list[Share]) -> Html:
+    """The others, folded."""
+    if not rest:
+        return Html("")
+    named = (tag("li", f"{one.label} ({one.count:,})") for one in rest)
+    return tag("details", tag("summary", f"{len(rest)} more"), tag("ul", *named), class_="fate")
+
+
+def _takedowns(found: list[Takedown]) -> Html:
+    """Who must not leave the dataset any more, and why."""
+    if not found:
+        return Html("")
+    heads = tag("tr", *(tag("th", name, scope="col") for name in ("Taken down", "ids and addresses", "why", "among them")))
+    rows = [
+        tag("tr", tag("th", one.made_at, scope="row"), tag("td", f"{one.count:,}"), tag("td", one.why),
+            tag("td", join((tag("code", some) for some in one.some), ", ")))
+        for one in found
+    ]  # fmt: skip
+    return tag("div", tag("table", tag("thead", heads), tag("tbody", *rows), class_="takedowns"), class_="scroll")
 
 
 def _measures(page: DatasetPage) -> Html:
@@ -83,9 +106,13 @@ def _measures(page: DatasetPage) -> Html:
 def _judged(measure: Measure) -> Html:
     rejected, rows = sum(measure.rejected), sum(measure.rejected) + sum(measure.kept) + sum(measure.others)
     share = f"rejects {rejected:,} of {rows:,} ({100 * rejected / max(rows, 1):.2g} %) that nothing before it rejects"
-    figure = tag("div", histogram.draw(measure), tag("p", share if rejected else "rejects nothing here", class_="muted"))
+    limits = [tag("p", one.origin, tag("br"), tag("code", one.flags), class_="muted") for one in measure.limits if one.flags]
+    figure = tag("div", histogram.draw(measure), tag("p", share if rejected else "rejects nothing here", class_="muted"), *limits)
     sides = [[one for one in measure.near if one.kept == kept] for kept in (False, True)]
-    near = [tag("div", *map(_shown, some), class_="near") for some in sides if some]
+    shape = "near detail" if measure.magnified else "near"
+    near = [tag("div", *map(_shown, some), class_=shape) for some in sides if some]
+    if near and measure.magnified:
+        near.append(tag("p", "Where each has the most detail, in its own pixels.", class_="muted"))
     return tag("article", figure, tag("div", *near) if near else tag("p", "No picture lies near it.", class_="muted"), class_="judged")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,17 +14,18 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from infra import versions
+from infra import gc, versions
 from infra.dataset import Dataset, NoSuchTable, Snapshot, hash_config
 from infra.ledger import Ledger, Outcome
 from pipelines import corpus_facts
 from pipelines.page.build import MOST_BYTES, build
 from pipelines.page.dataset import card, measure
-from pipelines.page.dataset.collect import collect, origin, removed, shares
+from pipelines.page.dataset.collect import collect, origin, removed, shares, takedowns, told_sample
 from pipelines.page.dataset.content import DatasetPage, Limit, Share
 from pipelines.page.dataset.histogram import MEANINGS, describe
 from pipelines.page.dataset.said import said_twice
 from pipelines.page.dataset.sample import Sample, evenly
+from pipelines.page.pictures import embed_detail
 from pipelines.recipes.curate import tiny as curate_tiny
 from pipelines.recipes.report import DatasetReportConfig
 from pipelines.stages.scores import Scores
@@ -179,6 +181,53 @@ def test_the_card_names_files_and_fields(page: DatasetPage, dataset: Dataset) ->
     assert fields["selections/accepted"] == "sc:Boolean"
     sources = {field["source"]["fileSet"]["@id"] for records in made["recordSet"] for field in records["field"]}
     assert sources <= set(files), "every field comes from files that are listed"
+
+
+def test_a_card_above_a_local_dataset_names_files_from_there(page: DatasetPage, dataset: Dataset) -> None:
+    folder = Path(dataset.store.url)
+    made = card.croissant(dataset.store.url, page, folder.parent)
+    for one in made["distribution"]:
+        assert "containedIn" not in one, "readers look beside the card"
+        assert all((folder.parent / path).is_file() for path in one["includes"])
+    assert card.croissant(dataset.store.url, page, folder / "elsewhere")["distribution"][0]["@id"] == card.FOLDER
+    assert made["version"].startswith("1.0.0+")
+
+
+def test_takedowns_are_named_with_their_reason_and_all_that_shows_a_test_set(page: DatasetPage, dataset: Dataset, tmp_path: Path) -> None:
+    other = Dataset(str(tmp_path))
+    other.add_takedown([*(f"{n:064x}" for n in range(9)), "https://x.org/<b>"], "asked by <i>her</i>")
+    [told] = takedowns(other)
+    assert (told.count, told.some[0], told.why) == (10, "https://x.org/<b>", "asked by <i>her</i>")
+    text = build(replace(page, takedowns=[told], removed=[Share(label=f"contaminated: set/{n}.png", count=1) for n in range(40)]))
+    assert "https://x.org/&lt;b&gt;" in text
+    assert "asked by &lt;i&gt;her&lt;/i&gt;" in text
+    assert "28 more" in text
+    assert "contaminated: set/39.png" in text
+
+
+def test_a_threshold_says_where_it_comes_from_and_what_moves_it(page: DatasetPage) -> None:
+    found = {one.name: one for one in page.measures if one.limits}
+    assert "percentile 5 of the corpus, between 4 and 15" in found["sharpness"].limits[0].origin
+    moved = "--set rule.sharpness.percentile=5 --set rule.sharpness.at_least=4 --set rule.sharpness.at_most=15"
+    assert found["sharpness"].limits[0].flags == moved
+    assert {name: one.magnified for name, one in found.items()} == {"short_side": False, "flatness": False, "sharpness": True}
+    assert {(shown.picture.width, shown.picture.height) for shown in found["sharpness"].near} == {(128, 128)}, "in their own pixels"
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (2, 3), (128, 128), (129, 400)])
+def test_a_detail_of_any_size(size: tuple[int, int]) -> None:
+    rgb = np.zeros((*size, 3), np.uint8)
+    rgb[-1, -2:] = 255
+    found = embed_detail(rgb, "x")
+    assert (found.height, found.width) == (size if 1 in size else tuple(min(side, 128) for side in size)), "of a line: the whole"
+
+
+def test_a_selection_that_is_older_than_the_images_is_told(dataset: Dataset, page: DatasetPage, tmp_path: Path) -> None:
+    assert "older" not in page.sample
+    shutil.copytree(dataset.store.url, tmp_path / "ds")
+    made = Dataset(str(tmp_path / "ds"))
+    gc.take_down(made, frozenset([made.read(made.snapshot("images").shards["00000"])["image_id"][0].as_py()]), "asked for")
+    assert "The selection is older than the images (10 rows of 9)" in told_sample(Sample(made, statistics=9, pictures=9))
 
 
 def test_odd_values() -> None:
