@@ -31,16 +31,18 @@ def run(config: CalibrateConfig, options: RunOptions) -> int:
     import json
     from pathlib import Path
 
+    from infra.local_store import replace_text
     from pipelines import reference_set  # late: `--help` does not need numpy
 
     if options.dry_run:
         print(f"would measure {config.input}")
         return 0
-    reference = reference_set.measured(config.input, max_pixels=config.max_pixels, threads=config.threads)
+    models = config.models.identified()
+    reference = reference_set.measured(config.input, max_pixels=config.max_pixels, threads=config.threads, models=models)
     found = reference_set.report(reference, config.rule, config.worst)
     print(reference_set.text(found))
     if config.output:
-        Path(config.output).write_text(json.dumps(found, indent=2) + "\n")
+        replace_text(Path(config.output).expanduser(), json.dumps(found, indent=2) + "\n")
     return 0
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from infra.dataset import Dataset
 from infra.stores import open_store
 from pipelines.corpus_facts import SIGNIFICANT_DIGITS
+from pipelines.stages.image_models import MODEL_MEASURES, ImageModels
 from pipelines.stages.measures import MEASURES
 from pipelines.stages.scores import Scores
 from pipelines.stages.selection import MIN, Limit, SelectionRule, Threshold
@@ -34,14 +35,14 @@ class Reference:
     failed: dict[str, str]  # position -> why
 
 
-def measured(address: str, *, max_pixels: int, threads: int) -> Reference:
-    """The scores of a dataset, or of the photographs under an address. Raises ValueError where there is neither."""
+def measured(address: str, *, max_pixels: int, threads: int, models: ImageModels | None = None) -> Reference:
+    """The scores of a dataset, or of the photographs under an address, measured here. Raises ValueError where there is neither."""
     dataset = Dataset(address)
     if dataset.has("scores"):
         return _reference([dataset.read(ref) for ref in dataset.snapshot("scores").shards.values()], {})
     tables: list[pa.Table] = []
     failed: dict[str, str] = {}
-    stage = Scores(max_pixels=max_pixels, threads=threads)
+    stage = Scores(max_pixels=max_pixels, threads=threads, models=models or ImageModels())
     stage.setup()
     for images in _files(address):
         result = stage.process({"images": images}, {})
@@ -61,7 +62,7 @@ def _files(address: str) -> Iterator[pa.Table]:
 
 def _reference(tables: list[pa.Table], failed: dict[str, str]) -> Reference:
     whole = pa.concat_tables(tables)
-    names = [name for name in ("short_side", *MEASURES) if name in whole.column_names]
+    names = [name for name in ("short_side", *MEASURES, *MODEL_MEASURES) if name in whole.column_names]
     columns = {name: np.asarray(whole[name].cast(pa.float64()).to_numpy(zero_copy_only=False)) for name in names}
     return Reference(columns=columns, rows=whole.num_rows, failed=failed)
 
@@ -90,7 +91,8 @@ def report(reference: Reference, rule: SelectionRule, worst: float) -> dict[str,
     found = {one.measure: bounds(one, reference.columns[one.measure], worst) for one in rule.limits() if one.measure in columns}
     return {"rows": reference.rows, "failed": reference.failed,
             "percentiles": {name: [_percentile(values, at) for at in PERCENTILES] for name, values in columns.items() if len(values)},
-            "rule": {name: asdict(threshold) for name, threshold in found.items() if threshold}}
+            "rule": {name: asdict(threshold) for name, threshold in found.items() if threshold},
+            "not_measured": {one.measure: one.model for one in rule.limits() if not found.get(one.measure)}}
 
 
 def text(found: dict[str, Any]) -> str:
@@ -98,5 +100,7 @@ def text(found: dict[str, Any]) -> str:
     lines = [f"{found['rows']} photographs; percentiles", f"{'':16}" + "".join(f"{at:>9}" for at in PERCENTILES)]
     lines += [f"{name:16}" + "".join(f"{value:9.4g}" for value in values) for name, values in found["percentiles"].items()]
     lines += [f"not read: {name} ({why})" for name, why in islice(found["failed"].items(), 10)]
+    lines += [f"not measured, so without bounds: {name}" + (f" (--set models.{model}=…)" if model else "")
+              for name, model in found["not_measured"].items()]
     lines += ["", "bounds for pipelines/curate.py:"]
     return "\n".join(lines + [f"  --set 'rule.{name}={json.dumps(threshold)}'" for name, threshold in found["rule"].items()])

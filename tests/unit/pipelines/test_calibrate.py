@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,26 @@ def test_a_folder_and_its_dataset_give_the_same_bounds(tmp_path: Path, here: lis
     flag = told.split("--set 'rule.cutoff=")[1].split("'")[0]
     assert curate.main(["--show-config", "--set", f"rule.cutoff={flag}"]) == 0
     assert json.loads(capsys.readouterr().out)["rule"]["cutoff"] == json.loads(flag)
+
+
+def test_every_selection_recipe_can_be_calibrated_and_takes_all_that_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.png").write_bytes(shrunk(photographs(1)[0], 96))
+    for recipe in sorted(curate.RECIPES.keys() - {"tiny"}):
+        output = tmp_path / "made" / f"{recipe}.json"
+        assert calibrate.main(["--recipe", recipe, "--input", str(tmp_path), "--output", str(output)]) == 0
+        told = capsys.readouterr().out
+        flags = [flag for line in told.splitlines() if line.startswith("  --set") for flag in shlex.split(line)]
+        assert curate.main(["--recipe", recipe, "--show-config", *flags]) == 0
+        rule = json.loads(capsys.readouterr().out)["rule"]
+        found = json.loads(output.read_text())
+        assert {name: rule[name] for name in found["rule"]} == found["rule"]
+        assert set(found["rule"]) | set(found["not_measured"]) == {name for name, one in rule.items() if isinstance(one, dict)}
+    assert "not measured, so without bounds: face_px (--set models.faces=…)" in calibrated_faces(tmp_path, capsys)
+
+
+def calibrated_faces(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    assert calibrate.main(["--recipe", "faces_70k", "--input", str(folder)]) == 0
+    return capsys.readouterr().out
 
 
 def test_a_place_without_photographs_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
