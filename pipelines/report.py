@@ -39,12 +39,14 @@ def run(config: ReportConfig | DatasetReportConfig, options: RunOptions) -> int:
     from pipelines.page.collect import collect
     from pipelines.page.dataset import card
     from pipelines.page.dataset.collect import collect as collect_dataset
+    from pipelines.page.reading import AsItWas
 
     if isinstance(config, DatasetReportConfig):
-        page = collect_dataset(config)
+        dataset = AsItWas(config.input)
+        page = collect_dataset(config, dataset)
         text = build(page)
         described = target.with_suffix(".croissant.json")
-        replace_text(described, json.dumps(card.croissant(config.input, page, target.parent), indent=1, ensure_ascii=False) + "\n")
+        replace_text(described, json.dumps(card.croissant(dataset, page, target.parent), indent=1, ensure_ascii=False) + "\n")
         print(f"report: {described}", flush=True)
     else:
         text = build(collect(config, options.tracking))

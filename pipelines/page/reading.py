@@ -11,6 +11,20 @@ from infra.dataset import Dataset, Snapshot
 Row = dict[str, Any]
 
 
+class AsItWas(Dataset):
+    """A dataset whose current snapshots are read once: a page shows one state, also while jobs publish others."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self._current: dict[str, Snapshot] = {}
+
+    def snapshot(self, table: str, version: str | None = None) -> Snapshot:
+        """As it was when it was first asked for."""
+        if version is None and table not in self._current:
+            self._current[table] = super().snapshot(table)
+        return super().snapshot(table, version) if version else self._current[table]
+
+
 def rows(dataset: Dataset, table: str, columns: list[str] | None = None) -> Iterator[Row]:
     """The rows of a table's current snapshot, shard by shard."""
     snapshot: Snapshot = dataset.snapshot(table)

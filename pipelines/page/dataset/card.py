@@ -34,13 +34,12 @@ FOLDER_HASH = "https://github.com/mlcommons/croissant/issues/80"  # what readers
 FOLDER = "dataset-folder"
 
 
-def croissant(address: str, page: DatasetPage, place: Path | None = None) -> dict[str, Any]:
+def croissant(dataset: Dataset, page: DatasetPage, place: Path | None = None) -> dict[str, Any]:
     """The card. Files are named by the shards of the current snapshots alone: readers must not take what no commit names.
 
     A card at a `place` above a local dataset names files from there, as readers (mlcroissant) look for them; else it tells the address,
     and whoever reads the records copies the dataset beside a card first.
     """
-    dataset = Dataset(address)
     inside = place is not None and isinstance(dataset.store, LocalStore) and Path(dataset.store.url).is_relative_to(place)
     before = f"{Path(dataset.store.url).relative_to(place).as_posix()}/".removeprefix("./") if place is not None and inside else None
     snapshots = [dataset.snapshot(table) for table in dataset.tables() if dataset.has(table)]

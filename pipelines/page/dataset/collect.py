@@ -18,7 +18,7 @@ from pipelines.page.dataset.content import DatasetPage, Group, Measure, Share, S
 from pipelines.page.dataset.limits import limits
 from pipelines.page.dataset.sample import DUPLICATES, Sample
 from pipelines.page.markup import words
-from pipelines.page.reading import shorten
+from pipelines.page.reading import AsItWas, shorten
 from pipelines.recipes.report import DatasetReportConfig
 
 MOST_SHARES = 12  # choice: lines of a table that are read
@@ -28,9 +28,9 @@ REMOVED = ("taken_down", "contaminated")
 TABLES = ("inputs", "images", "scores", "selections", "captions", "exports")
 
 
-def collect(config: DatasetReportConfig) -> DatasetPage:
-    """Everything that the page shows. Raises NoSuchTable if nothing was ingested."""
-    dataset = Dataset(config.input)
+def collect(config: DatasetReportConfig, dataset: Dataset | None = None) -> DatasetPage:
+    """Everything that the page shows, of `config.input` as it is now. Raises NoSuchTable if nothing was ingested."""
+    dataset = dataset or AsItWas(config.input)
     if not dataset.tables():
         raise NoSuchTable(f"{config.input} holds no dataset: run pipelines/ingest.py first, or pass the folder that it wrote with --input")
     sample = Sample(dataset, statistics=config.statistics_shards, pictures=config.picture_shards)

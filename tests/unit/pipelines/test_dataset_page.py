@@ -26,6 +26,7 @@ from pipelines.page.dataset.histogram import MEANINGS, describe
 from pipelines.page.dataset.said import said_twice
 from pipelines.page.dataset.sample import Sample, evenly
 from pipelines.page.pictures import embed_detail
+from pipelines.page.reading import AsItWas
 from pipelines.recipes.curate import tiny as curate_tiny
 from pipelines.recipes.report import DatasetReportConfig
 from pipelines.stages.scores import Scores
@@ -173,7 +174,7 @@ def test_a_large_dataset_is_sampled_and_says_so(dataset: Dataset) -> None:
 
 
 def test_the_card_names_files_and_fields(page: DatasetPage, dataset: Dataset) -> None:
-    made = json.loads(json.dumps(card.croissant(dataset.store.url, page)))
+    made = json.loads(json.dumps(card.croissant(dataset, page)))
     files = {one["@id"]: one for one in made["distribution"]}
     assert files["images-files"]["includes"] == [ref.path for ref in dataset.snapshot("images").shards.values()]
     fields = {field["@id"]: field["dataType"] for records in made["recordSet"] for field in records["field"]}
@@ -185,11 +186,11 @@ def test_the_card_names_files_and_fields(page: DatasetPage, dataset: Dataset) ->
 
 def test_a_card_above_a_local_dataset_names_files_from_there(page: DatasetPage, dataset: Dataset) -> None:
     folder = Path(dataset.store.url)
-    made = card.croissant(dataset.store.url, page, folder.parent)
+    made = card.croissant(dataset, page, folder.parent)
     for one in made["distribution"]:
         assert "containedIn" not in one, "readers look beside the card"
         assert all((folder.parent / path).is_file() for path in one["includes"])
-    assert card.croissant(dataset.store.url, page, folder / "elsewhere")["distribution"][0]["@id"] == card.FOLDER
+    assert card.croissant(dataset, page, folder / "elsewhere")["distribution"][0]["@id"] == card.FOLDER
     assert made["version"].startswith("1.0.0+")
 
 
@@ -228,6 +229,16 @@ def test_a_selection_that_is_older_than_the_images_is_told(dataset: Dataset, pag
     made = Dataset(str(tmp_path / "ds"))
     gc.take_down(made, frozenset([made.read(made.snapshot("images").shards["00000"])["image_id"][0].as_py()]), "asked for")
     assert "The selection is older than the images (10 rows of 9)" in told_sample(Sample(made, statistics=9, pictures=9))
+
+
+def test_a_page_shows_one_state_while_a_job_publishes_another(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(dataset.store.url, tmp_path / "ds")
+    made = AsItWas(str(tmp_path / "ds"))
+    first, loaded = made.snapshot("selections"), []
+    select(Dataset(str(tmp_path / "ds")), replace(made.snapshot("scores"), shards={}))
+    monkeypatch.setattr(Dataset, "snapshot", lambda self, table, version=None: loaded.append(table))
+    assert made.snapshot("selections") is first
+    assert loaded == [], "of 40,000 shards a snapshot takes a second to read"
 
 
 def test_odd_values() -> None:
