@@ -28,7 +28,9 @@ def limits(rule: Mapping[str, Any], fates: Iterable[Row], measures: Mapping[str,
     told = {row["reason"]: match[1] for row in fates if row["reason"] and (match := TOLD.search(row["value"]))}
     found: dict[str, list[Limit]] = {}
     if SHORT_SIDE in measures and rule.get("min_short_side"):
-        found[SHORT_SIDE] = [Limit(reason="too_small", value=float(rule["min_short_side"]), side="min")]
+        side_px = rule["min_short_side"]
+        found[SHORT_SIDE] = [Limit(reason="too_small", value=float(side_px), side="min", flags=f"--set rule.min_short_side={side_px}",
+                                   origin=f"stands at {side_px}, whatever the corpus is")]
     for one in fields(SelectionRule):
         wanted = rule.get(one.name)
         if not one.metadata or wanted is None or one.name not in measures:

@@ -117,7 +117,9 @@ def test_thresholds_are_those_of_the_selection(page: DatasetPage, dataset: Datas
     rule = curate_tiny().rule
     facts = corpus_facts.corpus_facts(dataset, dataset.snapshot("scores"), rule)
     found = {one.name: one.limits[0] for one in page.measures if one.limits}
-    assert found["short_side"] == Limit(reason="too_small", value=rule.min_short_side, side="min")
+    short_side = Limit(reason="too_small", value=rule.min_short_side, side="min")
+    assert replace(found["short_side"], origin="", flags="") == short_side
+    assert found["short_side"].flags == "--set rule.min_short_side=256"
     assert {name: limit.value for name, limit in found.items() if name != "short_side"} == pytest.approx(facts.limits, rel=5e-3)
     for one in page.measures:
         assert sum(one.kept) + sum(one.rejected) + sum(one.others) <= 10
