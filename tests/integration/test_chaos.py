@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1700)]
 
 ROUNDS = int(os.environ.get("SUPIR_CHAOS_ROUNDS", "24"))
 SEED = int(os.environ.get("SUPIR_CHAOS_SEED", "1"))
-WAIT_S = (4.0, 30.0)  # choice: from before the first request to after the last commit
+WAIT = (0.2, 1.0)  # choice, of an undisturbed run on a local disk: from before the first request to just before the last commit on S3
 VICTIMS = ("driver", "driver and workers", "a worker", "server")
 TABLES = ("inputs", "images", "scores", "selections")
 PHOTOS = Path(os.environ.get("SUPIR_PHOTOS", ROOT / "examples" / "photos")).resolve()
@@ -106,11 +106,12 @@ def cmdline(process: psutil.Process) -> list[str]:
         return []
 
 
-def a_round(url: str, table: Path, env: dict[str, str], server: S3Server, chance: random.Random, tally: Tally) -> None:
+def a_round(url: str, table: Path, env: dict[str, str], server: S3Server, chance: random.Random, tally: Tally,
+            calm_s: float) -> None:
     driver = subprocess.Popen(command(url, table), cwd=ROOT, env=env, start_new_session=True, stdout=subprocess.DEVNULL,
                               stderr=subprocess.PIPE)
     try:
-        driver.wait(chance.uniform(*WAIT_S))
+        driver.wait(chance.uniform(*WAIT) * calm_s)
     except subprocess.TimeoutExpired:
         victim = strike(chance.choice(VICTIMS), driver, server)
         tally.killed[victim] += 1
@@ -142,7 +143,7 @@ def test_chaos(s3: str, s3_server: S3Server, table: Path, tmp_path: Path) -> Non
     calm_s = time.monotonic() - start
     url, env, chance, tally = f"{s3}/corpus", entry_env(**s3_server.env), random.Random(SEED), Tally()
     for _ in range(ROUNDS):
-        a_round(url, table, env, s3_server, chance, tally)
+        a_round(url, table, env, s3_server, chance, tally, calm_s)
         if Dataset(url).has("selections"):  # done in spite of all: begin again beside it
             compare(tmp_path, url)
             url = f"{s3}/corpus-{sum(tally.killed.values())}"
@@ -170,7 +171,7 @@ def write_result(tally: Tally, total_s: float, calm_s: float) -> None:
 Measured on {os.cpu_count()} cores in {total_s:.0f} s, against a SeaweedFS server. An undisturbed run on a local disk took
 {calm_s:.0f} s. One command (`pipelines/corpus.py`): {len(photographs())} photographs from a folder and
 again from a web server on loopback, in shards of three; ingest, measures, selection.
-SIGKILL after {WAIT_S[0]:g} to {WAIT_S[1]:g} s, drawn from the seed.
+SIGKILL after {WAIT[0] * calm_s:.1f} to {WAIT[1] * calm_s:.1f} s, drawn from the seed.
 
 | killed | times |
 | --- | --- |
