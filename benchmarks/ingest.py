@@ -105,6 +105,7 @@ def theirs(python: str, source: Path, output: Path, rows: int, threads: int) -> 
 
 
 def timed(command: list[str], env: dict[str, str]) -> float:
+    env = {name: value for name, value in env.items() if name != "PYTHONDONTWRITEBYTECODE"}  # both sides find what Python compiled
     start = time.monotonic()
     done = subprocess.run(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode:
