@@ -76,7 +76,7 @@ def write_hashed(groups: RowGroups, file: BinaryIO) -> str:
             hashing = _Hashing(file, thread)
             encode(groups, hashing)
             return hashing.total.hexdigest()
-        with open(file.name, "rb", buffering=0) as seen, pa.OSFile(file.name, "wb") as native:
+        with open(file.name, "rb", buffering=0) as seen, pa.OSFile(os.fsencode(file.name), "wb") as native:
             behind = _HashingBehind(seen, thread)
             encode(groups, native, behind.reached)
             native.flush()
