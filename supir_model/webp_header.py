@@ -8,11 +8,13 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 FLAGS = {b"ICCP": 0x20, b"EXIF": 0x08, b"XMP ": 0x04}  # of VP8X, of which chunks there are
 ALPHA = 0x10  # the picture's own matter, and that of its chunk
 BEFORE_PICTURE = {b"ICCP", b"ALPH"}
 AFTER_PICTURE = {b"EXIF", b"XMP "}
+MOST_CHUNKS = 6  # VP8X, the picture, and one of each beside it; a hostile file holds millions of empty ones
 INFO = {b"ICCP": "icc_profile", b"EXIF": "exif", b"XMP ": "xmp"}
 
 
@@ -30,7 +32,7 @@ def read_header(data: bytes | memoryview) -> WebpHeader | None:
     if len(data) < 20 or bytes(data[:4]) != b"RIFF" or bytes(data[8:12]) != b"WEBP":
         return None
     end = 8 + int.from_bytes(data[4:8], "little")
-    chunks = list(_chunks(data, end)) if end <= len(data) else []
+    chunks = list(islice(_chunks(data, end), MOST_CHUNKS)) if end <= len(data) else []
     if not chunks or chunks[-1][2] != end:
         return None
     kind, first, _, last = chunks[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -91,3 +92,12 @@ def test_a_canvas_above_the_cap_is_refused_before_pillow_makes_room_for_it(monke
         with pytest.raises(ImageError, match="16383 x 16383") as caught:
             read(bytes(data))
         assert caught.value.code == "too_many_pixels"
+
+
+def test_a_file_of_very_many_empty_chunks_takes_no_room() -> None:
+    head, many = FILES["all"][12:30], b"NONE\0\0\0\0" * 100_000
+    data = b"RIFF" + (4 + len(head) + len(many)).to_bytes(4, "little") + b"WEBP" + head + many
+    tracemalloc.start()
+    assert read_header(data) is None
+    assert tracemalloc.get_traced_memory()[1] < 100_000
+    tracemalloc.stop()
