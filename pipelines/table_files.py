@@ -45,6 +45,7 @@ RECORD = ("key", "status", "error_message")  # columns by which img2dataset's ow
 NO_COLUMN = "none"
 DELIMITERS = ",;\t|"
 FIELD_CHARS = 1 << 20  # choice: longer than any caption, shorter than what a quote that is never closed swallows
+LINE_CHARS = 1 << 22  # choice: several such fields; a gzip of 1 MB may hold one line of 1 GB
 BROKEN_TEXT = (csv.Error, OSError, EOFError, zlib.error)
 
 
@@ -111,7 +112,7 @@ def look(store: Store, key: str, columns: Columns, beside: bool = False) -> Tabl
         except (pa.ArrowException, OSError) as error:
             raise UnusableTable("unreadable_table", f"{key} is no whole Parquet file ({_short(error)}): fetch it again") from error
     image = image_column(schema, columns.image, key)
-    record = all(name in schema.names for name in RECORD)
+    record = all(schema.names.count(name) == 1 for name in RECORD)
     kind = "cell" if image else "record" if record and beside else "url"
     mapping = _map(_names(schema), columns, key, needs_url=kind != "cell") | ({"image": image} if image else {})
     if record:
@@ -190,10 +191,7 @@ def _map(names: Sequence[str], columns: Columns, key: str, needs_url: bool = Tru
         if ours == "image" or asked == NO_COLUMN:
             continue
         usual = next((lower[name] for name in USUAL[ours] if name in lower), "")
-        found = _find(names, asked, ours, key) if asked else usual
-        if names.count(found) > 1:
-            raise UnusableTable("unknown_schema", f"{key} has several columns {found!r}: rename all but one, or name another one with "
-                                                  f"--set columns.{ours}=…")
+        found = _find(names, asked or usual, ours, key) if asked or usual else ""
         if found:
             mapping[ours] = found
     if needs_url and "url" not in mapping:
@@ -205,6 +203,9 @@ def _map(names: Sequence[str], columns: Columns, key: str, needs_url: bool = Tru
 
 
 def _find(names: Sequence[str], asked: str, ours: str, key: str) -> str:
+    if names.count(asked) > 1:
+        raise UnusableTable("unknown_schema", f"{key} has several columns {asked!r}: rename all but one, or name another one with "
+                                              f"--set columns.{ours}=…")
     if asked in names:
         return asked
     lower = {name.lower(): name for name in names}
@@ -301,10 +302,10 @@ def _parquet(file: BinaryIO, names: list[str], key: str) -> Iterator[pa.Table]:
 def _reader(file: BinaryIO, key: str) -> Any:
     """Rows of text."""
     csv.field_size_limit(FIELD_CHARS)
-    text = _decoded(file, newline="")
-    first = text.readline()
-    delimiter = "\t" if ".tsv" in key.lower() else delimiter_of(first)
-    return csv.reader(itertools.chain([first] if first else [], text), delimiter=delimiter)
+    lines = _text_lines(file, newline="")
+    first = list(itertools.islice(lines, 1))
+    delimiter = "\t" if ".tsv" in key.lower() else delimiter_of("".join(first))
+    return csv.reader(itertools.chain(first, lines), delimiter=delimiter)
 
 
 def delimiter_of(header: str) -> str:
@@ -312,10 +313,15 @@ def delimiter_of(header: str) -> str:
     return max(DELIMITERS, key=header.count)
 
 
-def _decoded(file: BinaryIO, newline: str | None = None) -> io.TextIOWrapper:
-    """As text: UTF-8, or UTF-16 where its mark stands in front, as spreadsheets save `Unicode text`."""
+def _text_lines(file: BinaryIO, newline: str | None = None) -> Iterator[str]:
+    """Lines of text: UTF-8, or UTF-16 where its mark stands in front, as spreadsheets save `Unicode text`. Raises csv.Error at a line
+    that is longer than a row can be."""
     marked = cast(io.BufferedReader, file).peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-    return io.TextIOWrapper(file, "utf-16" if marked else "utf-8-sig", errors="replace", newline=newline)
+    text = io.TextIOWrapper(file, "utf-16" if marked else "utf-8-sig", errors="replace", newline=newline)
+    while line := text.readline(LINE_CHARS):
+        if len(line) == LINE_CHARS:
+            raise csv.Error(f"a line of {LINE_CHARS:,} characters or more")
+        yield line
 
 
 def _is_list(key: str) -> bool:
@@ -342,7 +348,7 @@ def _lines(file: BinaryIO, key: str, names: list[str]) -> Iterator[pa.Table]:
     lines: Any = None
     try:
         if _is_list(key):
-            stripped = (line.strip() for line in _decoded(file))
+            stripped = (line.strip() for line in _text_lines(file))
             lines, places = ([line] for line in stripped if line and not line.startswith("#")), [0]
         else:
             lines = _reader(file, key)
