@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.table_files import delimiter_of
+from pipelines.table_text import delimiter_of
 from pipelines.web.secrets_in_urls import redact
 
 SYNONYMS = {  # our column -> what others call it

@@ -25,7 +25,8 @@ from infra.storage import NotFound, OutsideStore, StorageError, Store
 from infra.stores import open_store
 from pipelines import ffhq
 from pipelines.provenance import Provenance, parse_csv, provenance_of
-from pipelines.table_files import Columns, TableFile, UnusableTable, is_table, lists_urls, look, told_by_record
+from pipelines.table_columns import Columns, UnusableTable
+from pipelines.table_files import TableFile, is_table, lists_urls, look, told_by_record
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".mpo")
 CAPTION_SUFFIXES = (".txt", ".caption")
@@ -105,7 +106,7 @@ class Source:
                 self.skipped[suffix or "no suffix"] += 1
 
     def table(self, key: str, columns: Columns) -> TableFile:
-        """One of `tables`, opened. Raises table_files.UnusableTable."""
+        """One of `tables`, opened. Raises table_columns.UnusableTable."""
         return look(open_store(self.address), key, columns, beside=os.path.splitext(key)[0] in self.stems)
 
     def _is_table(self, key: str, only: str | None) -> bool:

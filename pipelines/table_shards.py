@@ -27,7 +27,9 @@ from infra.dataset import Dataset
 from infra.digest import slice_digests
 from pipelines.inputs_table import SCHEMA, Piece, ShardLimits, Wanted, committed, source_id
 from pipelines.sources import Source, to_position
-from pipelines.table_files import BATCH_ROWS, Columns, TableFile, UnusableTable
+from pipelines.table_columns import Columns, UnusableTable
+from pipelines.table_files import TableFile
+from pipelines.table_text import BATCH_ROWS
 from pipelines.web.secrets_in_urls import SUSPECT, redact
 
 Span = tuple[int, int, str]  # first row, row behind the last, digest

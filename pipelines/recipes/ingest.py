@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from pipelines.inputs_table import ShardLimits, Wanted
 from pipelines.runtime.cluster import WorkerOptions
-from pipelines.table_files import Columns
+from pipelines.table_columns import Columns
 from pipelines.web.options import WebOptions
 from supir_model.images import MAX_PIXELS
 

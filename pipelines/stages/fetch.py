@@ -28,7 +28,8 @@ from infra.stores import open_store
 from pipelines.refusal import Refused
 from pipelines.runtime.stage import Result, TravelsAsFields
 from pipelines.sources import to_key
-from pipelines.table_files import UnusableTable, cells
+from pipelines.table_columns import UnusableTable
+from pipelines.table_files import cells
 from pipelines.web.options import WebOptions
 
 if TYPE_CHECKING:

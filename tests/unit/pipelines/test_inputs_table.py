@@ -13,7 +13,7 @@ from infra.dataset import Dataset
 from pipelines import inputs_table, table_shards
 from pipelines.inputs_table import ShardLimits, group
 from pipelines.sources import Source
-from pipelines.table_files import Columns
+from pipelines.table_columns import Columns
 from pipelines.table_shards import TableOptions
 
 LIMITS = ShardLimits(rows=2)

@@ -11,7 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from infra.stores import open_store
-from pipelines.table_files import LINE_CHARS, Columns, UnusableTable, look
+from pipelines.table_columns import Columns, UnusableTable
+from pipelines.table_files import look
+from pipelines.table_text import LINE_CHARS
 
 
 @pytest.mark.parametrize("name", ["bomb.csv.gz", "bomb.txt.gz"])

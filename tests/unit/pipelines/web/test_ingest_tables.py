@@ -18,7 +18,7 @@ from pipelines import ingest
 from pipelines.inputs_table import ShardLimits, Wanted
 from pipelines.recipes.ingest import RECIPES, IngestConfig
 from pipelines.sources import Source
-from pipelines.table_files import Columns
+from pipelines.table_columns import Columns
 from pipelines.table_shards import TableOptions, pieces
 from tests.helpers import photographs, shrunk
 from tests.unit.pipelines.conftest import here  # noqa: F401  (a fixture)
