@@ -38,10 +38,19 @@ def provenance_of(record: dict[str, Any]) -> Provenance:
         values = (record[synonym] for synonym in synonyms if record.get(synonym) not in (None, ""))
         value = next(values, None)
         if value is not None:
-            found[name] = value if isinstance(value, str) else json.dumps(value)
+            found[name] = _whole(value) if isinstance(value, str) else json.dumps(value)
     if "source_url" in found:
         found["source_url"] = redact(found["source_url"])
     return Provenance(**found)
+
+
+def _whole(text: str) -> str:
+    """U+FFFD in place of half a character: JSON may tell one (`\\ud83d`, where a caption was cut), a table cannot hold it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def parse_csv(data: bytes, name: str) -> dict[str, Provenance]:

@@ -278,6 +278,6 @@ def _tell(file: Any, parts: list[tarfile.TarInfo]) -> Provenance:
 def _json_record(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -140,6 +140,16 @@ def test_members_of_a_tar_with_what_is_said_of_them(tmp_path: Path) -> None:
     assert [item.position for item in single] == ["b.tar!x/1.jpg", "b.tar!x/2.jpg"]
 
 
+def test_a_record_that_was_cut_or_made_to_harm_stops_no_listing(tmp_path: Path) -> None:
+    records = [b'{"caption": "cut \\ud83d", "url": "http://h/\\ud83d\\ude00"}', b"[" * 200_000]
+    records += [b'{"caption": ' + b"[" * depth + b"]" * depth + b"}" for depth in range(900, 1000)]
+    members = [member for i, data in enumerate(records) for member in ((f"{i}.jpg", b"x"), (f"{i}.json", data))]
+    tar_file(tmp_path / "a.tar", members)
+    told = [item.provenance for item in Source(str(tmp_path)).items()]
+    assert len(told) == len(records)
+    assert [(one.caption_source, one.source_url) for one in told[:2]] == [("cut \ufffd", "http://h/\U0001f600"), (None, "")]
+
+
 def test_a_name_that_a_tar_holds_twice_is_two_items(tmp_path: Path) -> None:
     tar_file(tmp_path / "t.tar", [("1.jpg", b"one"), ("1.jpg", b"two")])
     first, second = positions(tmp_path)
