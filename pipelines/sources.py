@@ -36,6 +36,7 @@ METADATA_MAX_BYTES = 1 << 20  # choice: a caption or a record of origin is small
 TAIL_BYTES = 1 << 20  # choice: of what is behind a tar's last member; tar itself pads to 10 KiB
 BROKEN_TAR = ("broken_tar: it was cut or damaged, or its writer did not close it: behind the last member that can be read there is no "
               "end mark, or there is more than that; the members before that were taken; fetch or write it again")
+NO_TAR = (tarfile.TarError, EOFError, OSError, ValueError, OverflowError, RecursionError)  # measured: what tarfile raises of mutated tars
 QUOTED = "bytes:"  # a name that is not Unicode text stands percent-encoded behind this
 
 
@@ -250,15 +251,19 @@ def _one_file(key: str, entry: os.DirEntry[str], skipped: Counter[str]) -> Itera
 def _read_headers(file: Any) -> tuple[dict[str, list[tarfile.TarInfo]], bool]:
     """(members by stem, in the order of the tar; whether the tar could be read to its end)."""
     members: dict[str, list[tarfile.TarInfo]] = {}
+    behind = 0
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
+                if member.offset < behind or member.size < 0:  # Python before 3.11.14 goes round and round
+                    return members, False
+                behind = member.offset_data
                 if member.isreg():
                     folder, _, name = member.name.rpartition("/")
                     members.setdefault(f"{folder}/{name.split('.', 1)[0]}", []).append(member)
             file.seek(tar.offset)  # where tarfile stopped, at an end mark or at what it took for one
             tail = file.read(TAIL_BYTES)
-    except (tarfile.TarError, EOFError, OSError):
+    except NO_TAR:
         return members, False
     return members, bool(tail) and not tail.strip(b"\0")
 

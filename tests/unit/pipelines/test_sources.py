@@ -166,6 +166,22 @@ def test_a_tar_that_breaks_off_or_is_none_is_an_item_itself(tmp_path: Path) -> N
     assert "cut.tar!0.jpg" in found
 
 
+def test_a_tar_that_was_made_to_harm_ends(tmp_path: Path) -> None:
+    """A size below zero leads back to where the header stands; numbers in extended headers may be anything."""
+    whole = bytearray(tar_file(tmp_path / "back.tar", [("0.jpg", b"x" * 500), ("1.jpg", b"x")]).read_bytes())
+    whole[1024 + 124:1024 + 136] = (-1024 & 256**12 - 1).to_bytes(12, "big")
+    whole[1024 + 148:1024 + 156] = b" " * 8
+    whole[1024 + 148:1024 + 156] = b"%06o\0 " % sum(whole[1024:1536])
+    (tmp_path / "back.tar").write_bytes(whole)
+    sparse = tarfile.TarInfo("2.jpg")
+    sparse.pax_headers = {"GNU.sparse.size": "many"}
+    with tarfile.open(tmp_path / "numbers.tar", "w") as tar:
+        tar.addfile(sparse)
+    found = list(Source(str(tmp_path)).items())
+    assert [item.position for item in found] == ["back.tar!0.jpg", "back.tar", "numbers.tar"]
+    assert [bool(item.problem) for item in found] == [False, True, True]
+
+
 def test_a_tar_loses_no_member_unsaid(tmp_path: Path) -> None:
     """tarfile takes a header that it cannot read for the end: what is behind it would be lost without a word."""
     whole = tar_file(tmp_path / "a.tar", [(f"{i}.jpg", b"x" * 500) for i in range(4)]).read_bytes()
