@@ -12,7 +12,8 @@ from typing import Any
 from infra.dataset import Dataset, Snapshot
 from infra.storage import NotFound, Store
 from infra.stores import open_store
-from pipelines.sources import METADATA_MAX_BYTES, to_key
+from pipelines.sources import to_key
+from pipelines.tars import METADATA_MAX_BYTES
 
 SUFFIX = ".txt"
 PARAM = "prompts"

@@ -8,7 +8,6 @@ names, always. Tables (URLs, Parquet with pictures in it) are only named here: p
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 import tarfile
@@ -18,7 +17,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from infra.local_store import LocalStore
 from infra.storage import NotFound, OutsideStore, StorageError, Store
@@ -27,16 +25,11 @@ from pipelines import ffhq
 from pipelines.provenance import Provenance, parse_csv, provenance_of
 from pipelines.table_columns import Columns, UnusableTable
 from pipelines.table_files import TableFile, is_table, lists_urls, look, told_by_record
+from pipelines.tars import BROKEN_TAR, CAPTION_SUFFIXES, read_headers, tell
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".mpo")
-CAPTION_SUFFIXES = (".txt", ".caption")
 TAR_SUFFIX = ".tar"
 SIDECAR = "photos.csv"
-METADATA_MAX_BYTES = 1 << 20  # choice: a caption or a record of origin is small; more is not read
-TAIL_BYTES = 1 << 20  # choice: of what is behind a tar's last member; tar itself pads to 10 KiB
-BROKEN_TAR = ("broken_tar: it was cut or damaged, or its writer did not close it: behind the last member that can be read there is no "
-              "end mark, or there is more than that; the members before that were taken; fetch or write it again")
-NO_TAR = (tarfile.TarError, EOFError, OSError, ValueError, OverflowError, RecursionError)  # measured: what tarfile raises of mutated tars
 QUOTED = "bytes:"  # a name that is not Unicode text stands percent-encoded behind this
 
 
@@ -155,8 +148,8 @@ class Source:
         """The pictures in one tar. A tar that breaks off is itself an item after them, so that its failure stands in the ledger."""
         try:
             with store.open(key) as file:
-                members, whole = _read_headers(file)
-                told = {stem: _tell(file, parts) for stem, parts in members.items()}
+                members, whole = read_headers(file)
+                told = {stem: tell(file, parts) for stem, parts in members.items()}
         except StorageError as error:
             if not isinstance(error, NotFound | OutsideStore) and not isinstance(error.__cause__, PermissionError):
                 raise  # storage is away: nothing is said of the tar
@@ -244,45 +237,3 @@ def _one_file(key: str, entry: os.DirEntry[str], skipped: Counter[str]) -> Itera
         yield key, status.st_size
     elif stat.S_ISDIR(status.st_mode):
         skipped["linked folder"] += 1
-
-
-# tars
-
-def _read_headers(file: Any) -> tuple[dict[str, list[tarfile.TarInfo]], bool]:
-    """(members by stem, in the order of the tar; whether the tar could be read to its end)."""
-    members: dict[str, list[tarfile.TarInfo]] = {}
-    behind = 0
-    try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                if member.offset < behind or member.size < 0:  # Python before 3.11.14 goes round and round
-                    return members, False
-                behind = member.offset_data
-                if member.isreg():
-                    folder, _, name = member.name.rpartition("/")
-                    members.setdefault(f"{folder}/{name.split('.', 1)[0]}", []).append(member)
-            file.seek(tar.offset)  # where tarfile stopped, at an end mark or at what it took for one
-            tail = file.read(TAIL_BYTES)
-    except NO_TAR:
-        return members, False
-    return members, bool(tail) and not tail.strip(b"\0")
-
-
-def _tell(file: Any, parts: list[tarfile.TarInfo]) -> Provenance:
-    """What the members beside a picture say of it. A record that cannot be read says nothing."""
-    record: dict[str, Any] = {}
-    for part in parts:
-        suffix = os.path.splitext(part.name)[1].lower()
-        if suffix in (*CAPTION_SUFFIXES, ".json") and part.size <= METADATA_MAX_BYTES:
-            file.seek(part.offset_data)
-            text = file.read(part.size).decode("utf-8", "replace")
-            record |= {"caption_source": text.strip()} if suffix in CAPTION_SUFFIXES else _json_record(text)
-    return provenance_of(record)
-
-
-def _json_record(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
