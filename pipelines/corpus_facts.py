@@ -10,7 +10,9 @@ lose its good copy to one that is rejected anyway.
 
 from __future__ import annotations
 
+import math
 import re
+import shutil
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
@@ -169,10 +171,15 @@ def load_rows(dataset: Dataset, scores: Snapshot, rule: SelectionRule, parts: bo
 
 
 def _in_a_file(shape: tuple[int, ...], kind: Any) -> NDArray[Any]:
-    """An array in a file that ends with the process: the mapping keeps it until it is gone itself."""
-    if not shape[0]:
+    """An array in a file that ends with the process: the mapping keeps it until it is gone itself. Raises ValueError where the disk has
+    no room for it: a write that finds none would end the process without a word."""
+    size_bytes, folder = math.prod(shape) * np.dtype(kind).itemsize, tempfile.gettempdir()
+    if not size_bytes:
         return np.zeros(shape, kind)
-    with tempfile.TemporaryFile() as file:
+    if size_bytes > (free_bytes := shutil.disk_usage(folder).free):
+        raise ValueError(f"{folder} has {free_bytes / 1e9:.1f} GB free, and {size_bytes / 1e9:.1f} GB are needed to look through the "
+                         "corpus: free some space, or name another folder with TMPDIR")
+    with tempfile.TemporaryFile(dir=folder) as file:
         return np.memmap(file, kind, "w+", shape=shape)
 
 

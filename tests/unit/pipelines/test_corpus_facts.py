@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from infra.dataset import Dataset
-from pipelines.corpus_facts import CorpusFacts, corpus_facts, threshold
+from pipelines.corpus_facts import CorpusFacts, _in_a_file, corpus_facts, threshold
 from pipelines.stages.selection import Threshold
 from tests.helpers import commit_table
 from tests.unit.pipelines.score_rows import RULE, row, source_id, table
@@ -80,3 +80,8 @@ def test_an_empty_corpus_has_facts(tmp_path: Path) -> None:
 def test_ids_that_end_in_zero_bytes_are_whole(tmp_path: Path) -> None:
     one, two = row("a", width=300, phash=0) | {"image_id": "ab" * 31 + "00"}, row("b", phash=0) | {"source_id": "cd" * 15 + "00"}
     assert losers(facts(tmp_path, [one, two])) == {"cd" * 15 + "00": ["duplicate_near", "ab" * 31 + "00"]}
+
+
+def test_a_disk_without_room_is_told_before_it_is_written_to() -> None:
+    with pytest.raises(ValueError, match=r"GB free, and 492581\.2 GB are needed .* TMPDIR"):
+        _in_a_file((1 << 40, 14, 4), np.uint64)
