@@ -2,10 +2,9 @@
 From the scores tables alone.
 
 No pixel is moved, and memory is bounded: 600 bytes a row and 8 for each measure of the rule, and while duplicates are sought about as
-much again (docs/results/duplicates.md); with test sets 450 more in a temporary file. Every answer is a function of the rows: not of
-their order, of shards or of workers. Rows that were taken down, that show a test picture, or that fail a threshold themselves, take no
-part: a group must not
-lose its good copy to one that is rejected anyway.
+much again (docs/results/duplicates.md); with test sets 450 more in a temporary file and, for a while, 210 in memory. Every answer is a
+function of the rows: not of their order, of shards or of workers. Rows that were taken down, that show a test picture, or that fail a
+threshold themselves, take no part: a group must not lose its good copy to one that is rejected anyway.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from infra import gc
 from infra.config import RunOptions, run_entry
 from infra.dataset import Dataset
 from infra.picture_addresses import is_address
+from pipelines.export import write_list
 from pipelines.recipes.gc import RECIPES, GcConfig
 from pipelines.takedown_list import asked as asked_for
 
@@ -50,6 +51,8 @@ def run(config: GcConfig, options: RunOptions) -> int:
         print(f"gc: {hit.ref.table} shard {hit.ref.shard} (version {hit.ref.version}) held what was taken down: {hit.ref.path}")
     done = "would be" if options.dry_run else "were"
     print(f"gc: {len(asked)} ids asked for, {len(found)} shards {done} rewritten without them", flush=True)
+    if not options.dry_run and any(hit.ref.table == "exports" for hit in found) and dataset.has("exports"):
+        write_list(dataset, dataset.snapshot("exports"))
     sweep(dataset, grace, options.dry_run)
     return 0
 
