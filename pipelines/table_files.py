@@ -75,11 +75,8 @@ def look(store: Store, key: str, columns: Columns, beside: bool = False) -> Tabl
         mapping = map_columns(_header(store, key), columns, key)
         return TableFile(store=store, key=key, kind="url", mapping=mapping, size_bytes=size_bytes)
     with _open(store, key) as file:
-        try:
-            parquet = pq.ParquetFile(file)
-            schema, rows = parquet.schema_arrow, parquet.metadata.num_rows
-        except (pa.ArrowException, OSError) as error:
-            raise UnusableTable("unreadable_table", f"{key} is no whole Parquet file ({short(error)}): fetch it again") from error
+        parquet = _opened(file, key)
+        schema, rows = parquet.schema_arrow, parquet.metadata.num_rows
     image = image_column(schema, columns.image, key)
     record = all(schema.names.count(name) == 1 for name in RECORD)
     kind = "cell" if image else "record" if record and beside else "url"
@@ -109,8 +106,10 @@ def told_by_record(store: Store, key: str, columns: Columns) -> dict[str, dict[s
 def cells(store: Store, key: str, asked: str, wanted: Sequence[int]) -> dict[int, bytes | None]:
     """The encoded pictures in those rows of a Parquet file; None where there is none. Reads only the row groups that hold them."""
     with _open(store, key) as file:
-        parquet = pq.ParquetFile(file, buffer_size=BUFFER_BYTES, pre_buffer=False)
+        parquet = _opened(file, key)
         name = image_column(parquet.schema_arrow, asked, key)
+        if not name:
+            raise UnusableTable("unknown_schema", f"{key} has no column with pictures any more: restore it as it was listed")
         found: dict[int, bytes | None] = {}
         first = 0
         for group in range(parquet.num_row_groups):
@@ -145,8 +144,18 @@ def _open(store: Store, key: str) -> BinaryIO:
     return cast(BinaryIO, gzip.GzipFile(fileobj=file)) if key.lower().endswith(".gz") else file
 
 
+def _opened(file: BinaryIO, key: str) -> pq.ParquetFile:
+    """Read page by page. Raises UnusableTable."""
+    try:
+        parquet = pq.ParquetFile(file, buffer_size=BUFFER_BYTES, pre_buffer=False)
+        names_of(parquet.schema_arrow)  # those of a damaged file may be no UTF-8
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise UnusableTable("unreadable_table", f"{key} is no whole Parquet file ({short(error)}): fetch it again") from error
+    return parquet
+
+
 def _parquet(file: BinaryIO, names: list[str], key: str) -> Iterator[pa.Table]:
-    parquet = pq.ParquetFile(file, buffer_size=BUFFER_BYTES, pre_buffer=False)
+    parquet = _opened(file, key)
     if not names:
         for group in range(parquet.num_row_groups):
             yield pa.table({"row": pa.nulls(parquet.metadata.row_group(group).num_rows)})

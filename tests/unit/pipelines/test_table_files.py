@@ -12,7 +12,7 @@ import pytest
 
 from infra.stores import open_store
 from pipelines.table_columns import Columns, UnusableTable
-from pipelines.table_files import look
+from pipelines.table_files import cells, look
 from pipelines.table_text import LINE_CHARS
 
 
@@ -39,3 +39,17 @@ def test_pictures_that_stand_twice_under_the_name_that_was_asked_for_are_told(tm
     pq.write_table(pa.Table.from_arrays([pa.array([b"x"])] * 2, names=["image", "image"]), tmp_path / "t.parquet")
     with pytest.raises(UnusableTable, match=r"several columns 'image'.*columns\.image="):
         look(open_store(str(tmp_path)), "t.parquet", Columns(image="image"))
+
+
+def test_a_damaged_name_of_a_column_is_told(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"address": ["x"]}), tmp_path / "t.parquet", store_schema=False)
+    whole = (tmp_path / "t.parquet").read_bytes()
+    (tmp_path / "t.parquet").write_bytes(whole.replace(b"address", b"\xffddress"))
+    with pytest.raises(UnusableTable, match="no whole Parquet file"):
+        look(open_store(str(tmp_path)), "t.parquet", Columns())
+
+
+def test_a_table_that_lost_its_pictures_after_it_was_listed_is_told(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"url": ["x"]}), tmp_path / "t.parquet")
+    with pytest.raises(UnusableTable, match="no column with pictures any more"):
+        cells(open_store(str(tmp_path)), "t.parquet", "", [0])
