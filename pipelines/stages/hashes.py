@@ -51,7 +51,7 @@ CROPS: tuple[Box, ...] = (*((one, one) for share in CENTRE_SHARES for one in spa
 def parts(height: int, width: int) -> tuple[Box, ...]:
     """Where a smaller picture may have been cut out of this one: the squares of the shorter side at both ends and in the middle, smaller
     ones and smaller frames in the middle, and frames in the corners."""
-    square = round(min(height, width) / max(height, width), 2)  # of few values, so that few transforms are made
+    square = max(round(min(height, width) / max(height, width), 2), 0.01)  # of few values, so that few transforms are made
     middle = {share: spans(share, [0.5])[0] for share in PART_SHARES}
     along = [*spans(square, [0, 0.5, 1]), *(spans(square * share, [0.5])[0] for share in PART_SHARES)]
     squares = zip(along, [WHOLE, WHOLE, WHOLE, *middle.values()])

@@ -10,6 +10,7 @@ from pipelines.contamination import boxes
 from pipelines.corpus_facts import EXCLUDE_RADIUS
 from pipelines.stages.hashes import (
     LEAST_QUALITY,
+    PARTS,
     cropped_hashes,
     distance,
     flipped_distance,
@@ -102,5 +103,8 @@ def test_flat_pictures_are_known_and_any_size_has_a_hash(greys: list[np.ndarray]
     assert measure_hashes(np.full((90, 200), 127, np.uint8))["phash_quality"] == 0
     assert measure_hashes(rng.integers(120, 122, (300, 300)).astype(np.uint8))["phash_quality"] < LEAST_QUALITY
     assert min(measure_hashes(grey)["phash_quality"] for grey in greys) > LEAST_QUALITY
-    for size in [(1, 1), (1, 300), (300, 1), (2, 2)]:
-        assert len(perceptual_hash(rng.integers(0, 256, size).astype(np.uint8))) == 32
+    for size in [(1, 1), (1, 300), (300, 1), (2, 2), (1, 5000), (5000, 1)]:
+        grey_HW = rng.integers(0, 256, size).astype(np.uint8)
+        assert len(perceptual_hash(grey_HW)) == 32
+        with np.errstate(all="raise"):
+            assert len(measure_hashes(grey_HW)["phash_parts"]) == PARTS * 64
