@@ -36,7 +36,7 @@ RUNS, RUN_S = 4, 400  # the same command at most so often, and for so long
 RESULT = ROOT / "docs" / "results" / "chaos_captions.md"
 CAPTIONS = ["--recipe", "llava_13b"]
 CAPTION_CHANGES = ["captioner.max_new_tokens=100", "workers.gpus=0", "workers.cpus=1", "workers.workers=2", "checks.allow_cut=true",
-                   "checks.plain_english=false", "checks.min_words=34"]  # what the random model says is about so long: some are asked again
+                   "checks.plain_english=false", "checks.min_words=32"]  # what the random model says is about so long: some are asked again
 NEGATIVES_CHANGES = ["prior=priors/tiny", "negatives.steps=12", "workers.workers=2", "workers.cpus=1", "parents.exclude_heldout=false"]
 
 
