@@ -4,6 +4,8 @@ import os
 import time
 
 LOOK_S = 1.0  # choice
+ORPHANED = 1  # the parent of what has lost its own
+
 node = os.getppid()
-while os.getppid() == node:
+while node != ORPHANED and os.getppid() == node:
     time.sleep(LOOK_S)
