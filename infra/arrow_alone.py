@@ -6,8 +6,6 @@ Asked once while pandas cannot be found, Arrow goes on without it; `to_pandas` l
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -20,16 +18,13 @@ class _NoPandas:
             raise ModuleNotFoundError("pandas is not asked for yet", name=name)
 
 
-@contextmanager
-def without_pandas() -> Iterator[None]:
-    """Inside it pandas cannot be imported, unless it was already."""
+def _ask_arrow() -> None:
     finder: Any = _NoPandas
     sys.meta_path.insert(0, finder)
     try:
-        yield
+        pa.array([""])
     finally:
         sys.meta_path.remove(finder)
 
 
-with without_pandas():
-    pa.array([""])
+_ask_arrow()

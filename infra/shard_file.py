@@ -71,16 +71,21 @@ def encode(groups: RowGroups, sink: Any, reached: Callable[[int], None] | None =
 
 def write_hashed(groups: RowGroups, file: BinaryIO) -> str:
     """Write and return the sha256 of what was written."""
+    if isinstance(file, io.BufferedWriter):
+        return _write_here(groups, file.name)
     with ThreadPoolExecutor(1) as thread:
-        if not isinstance(file, io.BufferedWriter):
-            hashing = _Hashing(file, thread)
-            encode(groups, hashing)
-            return hashing.total.hexdigest()
-        with open(file.name, "rb", buffering=0) as seen, pa.OSFile(os.fsencode(file.name), "wb") as native:
-            behind = _HashingBehind(seen, thread)
-            encode(groups, native, behind.reached)
-            native.flush()
-            return behind.ends()
+        hashing = _Hashing(file, thread)
+        encode(groups, hashing)
+        return hashing.total.hexdigest()
+
+
+def _write_here(groups: RowGroups, name: str) -> str:
+    """The same into a file of this disk."""
+    with open(name, "rb", buffering=0) as seen, pa.OSFile(os.fsencode(name), "wb") as native, ThreadPoolExecutor(1) as thread:
+        behind = _HashingBehind(seen, thread)
+        encode(groups, native, behind.reached)
+        native.flush()
+        return behind.ends()
 
 
 class _HashingBehind:

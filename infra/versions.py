@@ -101,7 +101,7 @@ def read(dataset: Dataset, name: str) -> Tagged:
 
 def _as_it_is_now(dataset: Dataset, named: Snapshot) -> Snapshot:
     """The shards of a snapshot; those whose commit a takedown removed, as that takedown rewrote them."""
-    there = {name for name in dataset.committed(named.table, named.version).values()}
+    there = set(dataset.committed(named.table, named.version).values())
     stands = {shard: _stands(dataset, ref.commit_name, there) for shard, ref in named.shards.items()}
     changed = [name for shard, name in stands.items() if name and name != named.shards[shard].commit_name]
     rewritten = {ref.commit_name: ref for ref in dataset.load_commits(changed)} if changed else {}

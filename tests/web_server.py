@@ -12,9 +12,16 @@ import sys
 import time
 import zlib
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 ROBOTS = {"good": b"User-agent: *\nDisallow: /disallowed/\n", "slow": b"User-agent: *\nCrawl-delay: 100000\n"}
+PLACES = {"/to_private": "http://127.0.0.2:{port}/good.png", "/to_metadata": "http://169.254.169.254/latest/meta-data/",
+          "/to_file": "file:///etc/passwd", "/loop": "/loop", "/to_mapped": "http://[::ffff:10.0.0.1]:{port}/",
+          "/to_disallowed": "/disallowed/a.png", "/to_decimal": "http://2130706434:{port}/good.png"}
+ONCE = {"/busy.png": {"status": "429 Busy", "Retry_After": "1"}, "/away.png": {"status": "503 Away", "Retry_After": "1"},
+        "/appears.png": {"status": "404 None"}}
 
 
 def bomb(picture: bytes) -> bytes:
@@ -26,9 +33,26 @@ def bomb(picture: bytes) -> bytes:
 class Server:
     def __init__(self, picture: bytes, log: Path, kind: str) -> None:
         self.picture, self.log, self.kind = picture, log, kind
-        self.bomb = bomb(picture)
         self.asked: Counter[str] = Counter()
         self.open = 0
+        packed = gzip.compress(picture)
+        self.whole: dict[str, dict[str, Any]] = {
+            "/noai.png": {"body": picture, "X_Robots_Tag": "noai, noimageai"},
+            "/noai_us.png": {"body": picture, "X_Robots_Tag": "open-supir: noindex"},
+            "/noai_other.png": {"body": picture, "X_Robots_Tag": "otherbot: noindex, noai"},
+            "/tdm.png": {"body": picture, "TDM_Reservation": "1"},
+            "/gzip.png": {"body": packed, "Content_Encoding": "gzip"},
+            "/half_gzip.png": {"body": packed[:-200], "Content_Encoding": "gzip"},
+            "/bomb.png": {"body": bomb(picture), "Content_Encoding": "gzip"},
+            "/brotli.png": {"body": picture, "Content_Encoding": "br"},
+            "/truncated.png": {"body": picture[:100], "length": len(picture)},
+            "/lying.png": {"body": picture, "length": 10**10},
+            "/later.png": {"body": b"", "status": "429 Busy", "Retry_After": "86400"},
+            "/404.png": {"body": b"nothing here", "status": "404 None"},
+            "/500.png": {"body": b"", "status": "500 Broken"},
+            "/page.html": {"body": b"<html>a page</html>", "Content_Type": "text/html"},
+            "/empty.png": {"body": b""},
+        }
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -56,68 +80,60 @@ class Server:
         """Write an answer; False to hang up behind it."""
         name = path.split("?")[0]
         self.asked[name] += 1
-        port = writer.get_extra_info("sockname")[1]
         if name == "/robots.txt":
             status = {"failing": "503 Busy", "none": "404 None"}.get(self.kind, "200 OK")
             return self.send(writer, ROBOTS.get(self.kind, b""), status)
+        if name == "/flaky.png" and self.asked[name] == 1:
+            return False
+        if name in ONCE and self.asked[name] == 1:
+            return self.send(writer, b"", **ONCE[name])
+        if name in BROKEN:
+            return await BROKEN[name](writer, self.picture)
         if name.startswith("/redirect/"):
             left = int(name.rsplit("/", 1)[1])
             return self.send(writer, b"", "302 Found", Location=f"/redirect/{left - 1}" if left else "/good.png")
-        places = {"/to_private": f"http://127.0.0.2:{port}/good.png", "/to_metadata": "http://169.254.169.254/latest/meta-data/",
-                  "/to_file": "file:///etc/passwd", "/loop": "/loop", "/to_mapped": f"http://[::ffff:10.0.0.1]:{port}/",
-                  "/to_disallowed": "/disallowed/a.png", "/to_decimal": f"http://2130706434:{port}/good.png"}
-        if name in places:
-            return self.send(writer, b"", "301 Moved", Location=places[name])
-        plain = {"/noai.png": {"X-Robots-Tag": "noai, noimageai"}, "/noai_us.png": {"X-Robots-Tag": "open-supir: noindex"},
-                 "/noai_other.png": {"X-Robots-Tag": "otherbot: noindex, noai"}, "/tdm.png": {"TDM-Reservation": "1"}}
-        if name in plain:
-            return self.send(writer, self.picture, **plain[name])
-        if name == "/gzip.png":
-            return self.send(writer, gzip.compress(self.picture), Content_Encoding="gzip")
-        if name == "/half_gzip.png":
-            return self.send(writer, gzip.compress(self.picture)[:-200], Content_Encoding="gzip")
-        if name == "/bomb.png":
-            return self.send(writer, self.bomb, Content_Encoding="gzip")
-        if name == "/brotli.png":
-            return self.send(writer, self.picture, Content_Encoding="br")
-        if name == "/truncated.png":
-            return self.send(writer, self.picture[:100], length=len(self.picture))
-        if name == "/lying.png":
-            return self.send(writer, self.picture, length=10**10)
-        if name in ("/huge.png", "/endless.html"):
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\nTransfer-Encoding: chunked\r\n\r\n")
-            first = self.picture[:64] if name == "/huge.png" else b"<!doctype html><html>"
-            for chunk in (first, *[b" " * 65536] * 500):
-                writer.write(b"%x\r\n%s\r\n" % (len(chunk), chunk))
-                await writer.drain()
-            return False
-        if name == "/slow.png":
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n" + self.picture[:20])
-            for _ in range(100):
-                await asyncio.sleep(0.1)
-                writer.write(b"\0")
-            return False
-        if name == "/silent.png":
-            await asyncio.sleep(10)
-            return False
-        if name == "/hangup.png":
-            return False
-        if name == "/garbage.png":
-            writer.write(b"\x16\x03\x01 this is no HTTP at all\r\n\r\n")
-            return False
-        if name in ("/busy.png", "/flaky.png", "/away.png") and self.asked[name] <= 1:
-            return name != "/flaky.png" and self.send(writer, b"", "429 Busy" if name == "/busy.png" else "503 Away", Retry_After="1")
-        if name == "/later.png":
-            return self.send(writer, b"", "429 Busy", Retry_After="86400")
-        if name == "/404.png" or (name == "/appears.png" and self.asked[name] == 1):
-            return self.send(writer, b"nothing here", "404 None")
-        if name == "/500.png":
-            return self.send(writer, b"", "500 Broken")
-        if name == "/page.html":
-            return self.send(writer, b"<html>a page</html>", Content_Type="text/html")
-        if name == "/empty.png":
-            return self.send(writer, b"")
-        return self.send(writer, self.picture)
+        if name in PLACES:
+            return self.send(writer, b"", "301 Moved", Location=PLACES[name].format(port=writer.get_extra_info("sockname")[1]))
+        return self.send(writer, **self.whole.get(name, {"body": self.picture}))
+
+
+# answers that break off, stay away or never end: False hangs up
+
+async def endless(writer: asyncio.StreamWriter, first: bytes) -> bool:
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\nTransfer-Encoding: chunked\r\n\r\n")
+    for chunk in (first, *[b" " * 65536] * 500):
+        writer.write(b"%x\r\n%s\r\n" % (len(chunk), chunk))
+        await writer.drain()
+    return False
+
+
+async def slow(writer: asyncio.StreamWriter, picture: bytes) -> bool:
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n" + picture[:20])
+    for _ in range(100):
+        await asyncio.sleep(0.1)
+        writer.write(b"\0")
+    return False
+
+
+async def silent(writer: asyncio.StreamWriter, picture: bytes) -> bool:
+    await asyncio.sleep(10)
+    return False
+
+
+async def hang_up(writer: asyncio.StreamWriter, picture: bytes) -> bool:
+    return False
+
+
+async def garbage(writer: asyncio.StreamWriter, picture: bytes) -> bool:
+    writer.write(b"\x16\x03\x01 this is no HTTP at all\r\n\r\n")
+    return False
+
+
+BROKEN: dict[str, Callable[[asyncio.StreamWriter, bytes], Awaitable[bool]]] = {
+    "/huge.png": lambda writer, picture: endless(writer, picture[:64]),
+    "/endless.html": lambda writer, picture: endless(writer, b"<!doctype html><html>"),
+    "/slow.png": slow, "/silent.png": silent, "/hangup.png": hang_up, "/garbage.png": garbage,
+}
 
 
 async def main(picture: Path, log: Path) -> None:

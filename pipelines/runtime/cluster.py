@@ -118,7 +118,7 @@ def connection() -> Iterator[None]:
     try:
         _check_answers(address)
         with without_chatter():
-            if address == LOCAL:  # workers inherit this process's variables, so that Ray may start them ahead
+            if address == LOCAL:  # workers inherit this process's variables: nothing has to make an environment for them
                 with quick_start(ray, _variables()):
                     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
             else:  # credentials come from the nodes
